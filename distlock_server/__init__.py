@@ -1,0 +1,1 @@
+"""distlock: a lock table on an embedded key-value store, served over gRPC."""

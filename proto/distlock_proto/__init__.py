@@ -1,0 +1,1 @@
+"""The wire contracts: generated messages and services; `make proto` writes them."""

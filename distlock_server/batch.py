@@ -1,0 +1,92 @@
+"""Requests of many keys as functions of a transaction: what each does, in which order.
+
+Each function is run by the table's committer over a `Txn`; the rules for a single key stand in
+`state.py`. The services turn messages into these calls and the answers into messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple, TypeAlias
+
+from distlock_server.state import (
+    Answer,
+    Claim,
+    Complete,
+    Fail,
+    Held,
+    Invalidate,
+    Lookup,
+    Record,
+    Release,
+    Renew,
+    Reset,
+)
+from distlock_server.table import Txn
+
+Change: TypeAlias = Renew | Complete | Fail | Release | Reset | Invalidate
+"""What a request may ask of each of its keys by itself."""
+
+
+class Item(NamedTuple):
+    """The answer for one key and the key's state after it."""
+
+    answer: Answer
+    record: Record
+
+
+class Items(NamedTuple):
+    """The answers of one request, in the order of its keys.
+
+    Attributes:
+        items: One per key.
+        now_ns: The server's time at which they were given; deadlines count from it.
+        revision: The store revision they rest on.
+    """
+
+    items: list[Item]
+    now_ns: int
+    revision: int
+
+
+def claim(txn: Txn, keys: Sequence[bytes], command: Claim, max_grants: int) -> Items:
+    """Claim keys in order.
+
+    Keys already held by this claim id count first towards `max_grants` (0: no limit), so that a
+    retry gets what the lost reply had granted; new grants fill up what is left.
+    """
+    left = max_grants
+    if max_grants:
+        left -= sum(_is_held_by(txn.get(key), command.claim_id) for key in keys)
+    refused = replace(command, may_grant=False)
+    items = []
+    for key in keys:
+        may_grant = not max_grants or left > 0
+        _, record, outcome = txn.apply(key, command if may_grant else refused)
+        left -= outcome.is_new_grant
+        items.append(Item(outcome.answer, record))
+    return Items(items, txn.now_ns, txn.revision)
+
+
+def apply_each(txn: Txn, commands: Sequence[tuple[bytes, Change]]) -> Items:
+    """Apply one command to each key, in order; kinds may be mixed."""
+    items = []
+    for key, command in commands:
+        _, record, outcome = txn.apply(key, command)
+        items.append(Item(outcome.answer, record))
+    return Items(items, txn.now_ns, txn.revision)
+
+
+def lookup(txn: Txn, keys: Sequence[bytes]) -> Items:
+    """Read keys."""
+    command = Lookup()
+    items = []
+    for key in keys:
+        _, record, outcome = txn.apply(key, command)
+        items.append(Item(outcome.answer, record))
+    return Items(items, txn.now_ns, txn.revision)
+
+
+def _is_held_by(record: Record, claim_id: bytes) -> bool:
+    return isinstance(record, Held) and record.claim_id == claim_id

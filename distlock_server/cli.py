@@ -1,0 +1,258 @@
+"""The `distlock` command."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import os
+import queue
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar
+
+import click
+
+from distlock_server.version import version
+
+if TYPE_CHECKING:
+    from distlock_server.server import Server
+
+logger = logging.getLogger("distlock")
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+DEFAULT_PORT: Final = 22_113
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_CACHE_MB: Final = 200
+
+HARD_EXIT_S: Final = 4.5
+"""After SIGTERM the process is gone so soon, whatever hangs: what was acknowledged is on disk."""
+
+_DEATH_FLUSH_S: Final = 0.5
+"""How long the last replies may take to leave when the storage has failed."""
+
+
+class Options(NamedTuple):
+    """The options of the command."""
+
+    db: Path | None
+    port: int | None
+    host: str
+    cache_size: int
+    engine: str
+    unix_socket: Path | None
+    idle_exit_s: float | None
+    pid_file: Path | None
+    port_file: Path | None
+    log_level: str
+
+
+def _option(name: str, **settings: Any) -> Callable[[Decorated], Decorated]:
+    """Make an option that may be spelled with underscores, as in 2021, or with hyphens."""
+    names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+    return click.option(*names, name, show_default=True, **settings)
+
+
+def _show_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        click.echo(f"distlock {version()}")
+        context.exit()
+
+
+_PATH: Final = click.Path(path_type=Path)
+
+
+@click.command(context_settings={"max_content_width": 100})
+@_option("db", type=_PATH, help="Folder of the database, made if it is missing.")
+@_option(
+    "port",
+    type=click.IntRange(0, 65_535),
+    help=f"TCP port; 0: a free one, see --port_file. {DEFAULT_PORT} unless --unix_socket is given.",
+)
+@_option("host", default=DEFAULT_HOST, help="Name or address of the interface to listen on.")
+@_option(
+    "cache_size",
+    type=click.IntRange(min=1),
+    default=DEFAULT_CACHE_MB,
+    help="Memory for the database's cache, in MB.",
+)
+@_option(
+    "engine",
+    type=click.Choice(["auto", "leveldb", "rocksdb", "memory"]),
+    default="auto",
+    help="Storage engine. auto: what the folder holds; else leveldb, or rocksdb without plyvel. "
+    "memory: nothing is kept.",
+)
+@_option("unix_socket", type=_PATH, help="Listen on this unix socket; on TCP only with --port.")
+@_option(
+    "idle_exit_s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Exit after so many seconds without a request and without a running lease.",
+)
+@_option("pid_file", type=_PATH, help="Write the process id to this file once listening.")
+@_option("port_file", type=_PATH, help="Write the bound TCP port to this file once listening.")
+@_option(
+    "log_level",
+    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+    default="info",
+    help="What to log, on stderr.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+def main(**values: Any) -> None:
+    """Serve a lock table to run-once clients, over gRPC.
+
+    SIGTERM and SIGINT finish what is under way and exit with status 0.
+    """
+    options = Options(**values)
+    if options.db is None and options.engine != "memory":
+        raise click.UsageError("--db is missing: name the folder of the database")
+    _configure_logging(options.log_level)
+    _exit(run(options))
+
+
+def run(options: Options) -> int:
+    """Serve until told to stop; return the exit status."""
+    # gRPC would write its own complaint beside ours.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    ends: queue.SimpleQueue[object] = queue.SimpleQueue()
+    _end_on_signals(ends)
+    from distlock_server.engines.base import EngineError  # noqa: PLC0415 - for a quick --help
+    from distlock_server.server import Idle, ServeError  # noqa: PLC0415
+
+    try:
+        with contextlib.ExitStack() as cleanup:
+            server = _start(options, ends, cleanup)
+            cleanup.enter_context(_Files(options, server.port))
+            logger.info("Server listening on %s", ", ".join(server.targets))
+            reason = ends.get()
+            if isinstance(reason, (Idle, signal.Signals)):
+                why = "nobody uses the server" if isinstance(reason, Idle) else reason.name
+                logger.info("%s: finishing what is under way", why)
+                server.stop()
+    except (EngineError, ServeError) as error:
+        return _complain(str(error))
+    except OSError as error:
+        return _complain(f"{error.filename or 'the server'}: {error.strerror or error}")
+    if server.death is not None:
+        code = _complain(f"the storage failed, and the server must end: {server.death}")
+        time.sleep(_DEATH_FLUSH_S)
+        return code
+    logger.info("Server stopped")
+    return 0
+
+
+def _start(
+    options: Options, ends: queue.SimpleQueue[object], cleanup: contextlib.ExitStack
+) -> Server:
+    from distlock_server import engines  # noqa: PLC0415
+    from distlock_server.blobs import BlobStore  # noqa: PLC0415
+    from distlock_server.clock import SystemClock  # noqa: PLC0415
+    from distlock_server.server import Listen, Server  # noqa: PLC0415
+
+    folder = options.db or Path()
+    kind = options.engine
+    if kind == "auto":
+        kind = engines.kind_in(folder) or engines.default_kind()
+    uses_tcp = options.unix_socket is None or options.port is not None
+    listen = Listen(
+        host=options.host if uses_tcp else None,
+        port=DEFAULT_PORT if options.port is None else options.port,
+        unix_socket=options.unix_socket,
+    )
+    if uses_tcp and not _is_loopback(options.host):
+        logger.warning(
+            "%s can be reached from other machines, and there is no authentication yet: "
+            "whoever reaches the port can change every lock",
+            options.host,
+        )
+    engine = engines.open_engine(kind, folder, options.cache_size)
+    blobs = BlobStore(_blob_folder(options, cleanup))
+    server = Server(engine, blobs, SystemClock(), listen, ends.put, idle_exit_s=options.idle_exit_s)
+    server.start()
+    return server
+
+
+def _blob_folder(options: Options, cleanup: contextlib.ExitStack) -> Path:
+    """Give the folder of large values: beside the database, or thrown away like it."""
+    if options.engine == "memory" or options.db is None:
+        return Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="distlock-")))
+    db = options.db.resolve()
+    return db.with_name(f"{db.name}.results")
+
+
+class _Files:
+    """The files that tell others about the running server; removed when it ends."""
+
+    def __init__(self, options: Options, port: int) -> None:
+        self._contents = [
+            (path, text)
+            for path, text in ((options.pid_file, os.getpid()), (options.port_file, port))
+            if path is not None
+        ]
+
+    def __enter__(self) -> None:
+        for path, text in self._contents:
+            # Written whole or not at all: a reader may be polling for it.
+            written = path.with_name(f"{path.name}.{os.getpid()}")
+            written.write_text(f"{text}\n", encoding="ascii")
+            written.replace(path)
+
+    def __exit__(self, *exc: object) -> None:
+        for path, _ in self._contents:
+            path.unlink(missing_ok=True)
+
+
+def _end_on_signals(ends: queue.SimpleQueue[object]) -> None:
+    def end(number: int, _frame: object) -> None:
+        # Started here and not by the main thread, which may be busy opening the database.
+        threading.Thread(target=_exit_late, daemon=True).start()
+        ends.put(signal.Signals(number))
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+
+
+def _exit_late() -> None:
+    time.sleep(HARD_EXIT_S)
+    logger.warning("not all requests finished within %s s: exiting all the same", HARD_EXIT_S)
+    _exit(0)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _configure_logging(level: str) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=level.upper(),
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+
+
+def _complain(sentence: str) -> int:
+    click.echo(f"distlock: {sentence}", err=True)
+    return 1
+
+
+def _exit(code: int) -> NoReturn:
+    """End the process at once: threads of gRPC and of readers must not hold it up."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,305 @@
+"""One group of requests, run over an overlay of what is stored and written as one batch.
+
+A `Group` reads each record once, lets request after request see the changes of those before it,
+and turns what changed into the swaps of a single commit. A request that raises leaves no trace.
+It does no I/O: the table hands in what was read and commits what comes out.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeVar
+
+from distlock_server import codec
+from distlock_server.codec import Kind
+from distlock_server.engines.base import Meta, Swap, encode_counter
+from distlock_server.state import (
+    Command,
+    Done,
+    Held,
+    Outcome,
+    Record,
+    Stamp,
+    is_stored_change,
+    step,
+)
+
+T = TypeVar("T")
+
+
+class Slot(NamedTuple):
+    """A record and the exact bytes that are stored for it; None, None: absent."""
+
+    record: Record
+    raw: bytes | None
+
+
+ABSENT_SLOT: Final = Slot(None, None)
+
+
+class Counters(NamedTuple):
+    """The store's own running numbers.
+
+    Attributes:
+        revision: Number of stored changes so far.
+        token: The last fencing token given out.
+        generation: Number of times that something done was undone.
+    """
+
+    revision: int
+    token: int
+    generation: int
+
+
+def kind_of_record(record: Record) -> Kind | None:
+    """Give the kind that counters and indexes go by; None for an absent key."""
+    if record is None:
+        return None
+    if isinstance(record, Held):
+        return Kind.HELD
+    return Kind.DONE if isinstance(record, Done) else Kind.FAILED
+
+
+class Group:
+    """What requests of one commit group see and change; also their `Txn`."""
+
+    def __init__(
+        self,
+        slots: Mapping[bytes, Slot],
+        counters: Counters,
+        *,
+        now_ns: int,
+        wall_ns: int,
+        fetch: Callable[[bytes], Slot],
+        scan: Callable[[bytes, bytes, int], list[tuple[bytes, Record]]],
+    ) -> None:
+        """Start from what was read.
+
+        Args:
+            slots: Records of the keys that the requests named.
+            counters: The store's numbers before the group.
+            now_ns: Monotonic time at which the group is applied.
+            wall_ns: Wall time, for display.
+            fetch: Reads a key that no request named.
+            scan: Lists committed records of a key range.
+        """
+        self.now_ns = now_ns
+        self.wall_ns = wall_ns
+        self._base = dict(slots)
+        self._fetch = fetch
+        self._scan = scan
+        self._kept: dict[bytes, Record] = {}
+        self._own: dict[bytes, Record] = {}
+        self._before = counters
+        self._counters = counters
+
+    @property
+    def revision(self) -> int:
+        """The store revision, changes of this group so far included."""
+        return self._counters.revision
+
+    @property
+    def generation(self) -> int:
+        """The reset generation, changes of this group so far included."""
+        return self._counters.generation
+
+    @property
+    def counters(self) -> Counters:
+        """The store's numbers after the requests so far."""
+        return self._counters
+
+    @property
+    def has_counted(self) -> bool:
+        """Whether the store's numbers have changed."""
+        return self._counters != self._before
+
+    def get(self, key: bytes) -> Record:
+        """Read a key as the requests so far have left it."""
+        if key in self._own:
+            return self._own[key]
+        if key in self._kept:
+            return self._kept[key]
+        return self._slot(key).record
+
+    def apply(self, key: bytes, command: Command) -> tuple[Record, Record, Outcome]:
+        """Apply one command to one key.
+
+        Returns:
+            The record before, the record after, and the answer.
+        """
+        before = self.get(key)
+        revision, token, generation = self._counters
+        stamp = Stamp(self.now_ns, self.wall_ns, revision + 1, token + 1)
+        after, outcome = step(before, command, stamp)
+        if after is not before:
+            self._own[key] = after
+            if is_stored_change(before, after):
+                revision += 1
+            if outcome.is_new_grant:
+                token += 1
+            if isinstance(before, Done):
+                generation += 1
+            self._counters = Counters(revision, token, generation)
+        return before, after, outcome
+
+    def scan(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, Record]]:
+        """List records with start <= key < end as the requests so far have left them.
+
+        An empty `end` means to the end. At most `limit` records.
+        """
+        changed = {**self._kept, **self._own}
+        # Changes may remove records from the page: read enough to fill it all the same.
+        found: dict[bytes, Record] = dict(self._scan(start, end, limit + len(changed)))
+        is_cut = len(found) == limit + len(changed)
+        last = max(found, default=b"")
+        for key, record in changed.items():
+            if key < start or (end and key >= end) or (is_cut and key > last):
+                continue
+            found[key] = record
+        left = [(key, found[key]) for key in sorted(found) if found[key] is not None]
+        return left[:limit]
+
+    def run(self, request: Callable[[Group], T]) -> T:
+        """Run one request; if it raises, nothing it did is kept.
+
+        Raises:
+            Exception: Whatever the request raised.
+        """
+        saved = self._counters
+        self._own = {}
+        try:
+            value = request(self)
+        except BaseException:
+            self._own = {}
+            self._counters = saved
+            raise
+        self._kept.update(self._own)
+        self._own = {}
+        return value
+
+    def changes(self) -> dict[bytes, tuple[Slot, Record]]:
+        """Give each changed key's slot before and record after the group."""
+        return {
+            key: (self._slot(key), record)
+            for key, record in self._kept.items()
+            if record is not self._slot(key).record
+        }
+
+    def _slot(self, key: bytes) -> Slot:
+        slot = self._base.get(key)
+        if slot is None:
+            slot = self._base[key] = self._fetch(key)
+        return slot
+
+
+class Write(NamedTuple):
+    """What a group writes.
+
+    Attributes:
+        swaps: One per stored change.
+        meta: The store's numbers.
+        slots: Each changed key's new record and bytes, memory-only changes included.
+        is_needed: Something must reach the disk.
+    """
+
+    swaps: list[Swap]
+    meta: Meta
+    slots: dict[bytes, Slot]
+    is_needed: bool
+
+
+def plan_write(group: Group, *, stores_deadline: bool, counted_below: bytes | None) -> Write:
+    """Turn a group's changes into one write.
+
+    Args:
+        group: The group after its requests have run.
+        stores_deadline: The engine is shared, so deadlines live in the records.
+        counted_below: Keys from here on are not counted yet (an old database); None: all are.
+
+    Returns:
+        The write. It may be needed without a swap: what was granted and released within the group
+        leaves no record, and its token must not be given out again.
+    """
+    swaps: list[Swap] = []
+    slots: dict[bytes, Slot] = {}
+    for key, (before, after) in group.changes().items():
+        is_memory_only = not stores_deadline and not is_stored_change(before.record, after)
+        if is_memory_only and not is_stored_as_expired(before.raw):
+            slots[key] = Slot(after, before.raw)
+            continue
+        value = _encode(after, stores_deadline=stores_deadline)
+        slots[key] = Slot(after, value)
+        if value == before.raw:
+            continue
+        was, now = kind_of_record(before.record), kind_of_record(after)
+        is_counted = counted_below is None or key < counted_below
+        swaps.append(
+            Swap(
+                key,
+                before.raw,
+                value,
+                puts=index_puts(key, was, now),
+                adds=_count_changes(key, was, now) if is_counted else (),
+            )
+        )
+    is_needed = bool(swaps) or group.has_counted
+    return Write(swaps, counters_meta(group.counters), slots, is_needed)
+
+
+def is_stored_as_expired(raw: bytes | None) -> bool:
+    """Tell whether the lease would not run anew after a crash: its renewal must be stored."""
+    return raw is not None and codec.is_marked_expired(raw)
+
+
+def counters_meta(counters: Counters) -> Meta:
+    """Give the write that stores the running numbers."""
+    return Meta(
+        puts=(
+            (codec.REVISION_KEY, encode_counter(counters.revision)),
+            (codec.TOKEN_KEY, encode_counter(counters.token)),
+            (codec.GENERATION_KEY, encode_counter(counters.generation)),
+        )
+    )
+
+
+def index_puts(
+    key: bytes, was: Kind | None, now: Kind | None
+) -> tuple[tuple[bytes, bytes | None], ...]:
+    """Give the index entries to write when a key goes from one kind to another."""
+    if was is now:
+        return ()
+    puts: list[tuple[bytes, bytes | None]] = []
+    for kind in (Kind.HELD, Kind.FAILED):
+        if was is kind:
+            puts.append((codec.index_key(kind, key), None))
+        elif now is kind:
+            puts.append((codec.index_key(kind, key), b""))
+    return tuple(puts)
+
+
+def keys_within(keys: Sequence[bytes], start: bytes, end: bytes, limit: int) -> Sequence[bytes]:
+    """Give at most `limit` of the sorted keys with start <= key < end; an empty `end` is open."""
+    first = bisect.bisect_left(keys, start)
+    last = bisect.bisect_left(keys, end) if end else len(keys)
+    return keys[first : min(last, first + limit)]
+
+
+def _count_changes(key: bytes, was: Kind | None, now: Kind | None) -> tuple[tuple[bytes, int], ...]:
+    if was is now:
+        return ()
+    namespace = codec.namespace_of(key)
+    adds = []
+    if was is not None:
+        adds.append((codec.counter_key(namespace, was), -1))
+    if now is not None:
+        adds.append((codec.counter_key(namespace, now), 1))
+    return tuple(adds)
+
+
+def _encode(record: Record, *, stores_deadline: bool) -> bytes | None:
+    if record is None:
+        return None
+    if stores_deadline and isinstance(record, Held):
+        return codec.encode(record, deadline_ns=record.deadline_ns)
+    return codec.encode(record)

@@ -1,0 +1,365 @@
+"""The server: built from its parts, started, drained and stopped.
+
+It runs its event loop in a thread of its own, so the command line and tests use the same object.
+Why it should end, it says through `on_end`; ending the process is its owner's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import stat
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from distlock_proto import legacy_pb2, lock_table_pb2
+from distlock_proto.legacy_pb2_grpc import add_LockManagerServiceServicer_to_server
+from distlock_proto.lock_table_pb2_grpc import add_LockTableServicer_to_server
+from distlock_server.blobs import BlobStore
+from distlock_server.calls import Calls, LoopNotify
+from distlock_server.clock import Clock
+from distlock_server.engines.base import Engine
+from distlock_server.legacy_service import LegacyService
+from distlock_server.limits import MAX_MESSAGE_BYTES, MAX_QUEUED_REQUESTS, MAX_WAITS
+from distlock_server.results import Results, names_value
+from distlock_server.service import LockTableService
+from distlock_server.status import Activity
+from distlock_server.table import Table
+from distlock_server.waits import Waits
+
+logger = logging.getLogger(__name__)
+
+DRAIN_S: Final = 2.5
+"""How long requests under way may take to finish once the server is asked to stop."""
+
+SWEEP_EVERY_S: Final = 3600.0
+"""How often values that no record names are deleted."""
+
+SWEEP_OLDER_THAN_S: Final = 600.0
+"""Such values must be so old: an upload under way is none of them."""
+
+_READER_THREADS: Final = 4
+"""Threads for what reads much: lists, counts, patterns, values."""
+
+_MAX_SOCKET_PATH_BYTES: Final = 100
+"""A little below what the smallest system allows for the path of a unix socket."""
+
+_SERVICES: Final = (
+    lock_table_pb2.DESCRIPTOR.services_by_name["LockTable"].full_name,
+    legacy_pb2.DESCRIPTOR.services_by_name["LockManagerService"].full_name,
+)
+
+_CHANNEL_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
+    # Two servers on one port would share its connections silently.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", -1),
+    # Clients ping often, to notice a healed partition within a second.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+)
+
+
+class ServeError(Exception):
+    """The server cannot listen; the message says why and what to do."""
+
+
+class Listen(NamedTuple):
+    """Where to listen.
+
+    Attributes:
+        host: Name or address of the interface; None: not on TCP.
+        port: TCP port; 0: any that is free.
+        unix_socket: Path of a unix socket; None: on none.
+    """
+
+    host: str | None = "127.0.0.1"
+    port: int = 0
+    unix_socket: Path | None = None
+
+
+class Idle:
+    """A reason to end: nobody used the server for long enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """A reason to end: the storage failed, and what was being written may or may not be stored."""
+
+    error: BaseException
+
+
+class Server:
+    """One lock server over one database.
+
+    Attributes:
+        port: The bound TCP port, once started; 0 without TCP.
+        table: The table, once started.
+        death: The storage's error, if it failed.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        blobs: BlobStore,
+        clock: Clock,
+        listen: Listen,
+        on_end: Callable[[Idle | Died], None],
+        *,
+        idle_exit_s: float | None = None,
+    ) -> None:
+        """Make a server; `start` starts it.
+
+        Args:
+            engine: The database; closed when the server stops.
+            blobs: Large values beside it.
+            clock: The time that leases go by.
+            listen: Where to listen.
+            on_end: Called, in any thread, when the server should be stopped; must not block.
+            idle_exit_s: Be `Idle` after so long without a request and without a running lease;
+                None: never.
+        """
+        self.port = 0
+        self.death: BaseException | None = None
+        self._engine = engine
+        self._blobs = blobs
+        self._clock = clock
+        self._listen = listen
+        self._on_end = on_end
+        self._idle_exit_s = idle_exit_s
+        self._activity = Activity()
+        self._executor = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
+        self._started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="server", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop = asyncio.Event()
+        self._waits: Waits | None = None
+        self._calls: Calls | None = None
+        self.table: Table | None = None
+
+    @property
+    def targets(self) -> list[str]:
+        """Give the gRPC addresses under which the server is reached."""
+        targets = []
+        if self._listen.host is not None:
+            targets.append(_tcp_address(self._listen.host, self.port))
+        if self._listen.unix_socket is not None:
+            targets.append(f"unix:{self._listen.unix_socket}")
+        return targets
+
+    def start(self) -> None:
+        """Open the table and listen.
+
+        Raises:
+            ServeError: The address cannot be listened on.
+            EngineError: The database cannot be read.
+        """
+        self._thread.start()
+        self._started.result()
+
+    def stop(self) -> None:
+        """Refuse new requests, finish those under way, close the database; twice is no error."""
+        if self._loop is not None and self._thread.is_alive():
+            with contextlib.suppress(RuntimeError):  # the loop has just ended
+                self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def wake_waits(self) -> None:
+        """Have parked waits look again; for tests that move the clock by hand."""
+        if self._loop is not None and self._waits is not None:
+            self._loop.call_soon_threadsafe(self._waits.wake_all)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:
+            if self._started.done():
+                logger.exception("the server's loop failed")
+                self._on_death(error)
+            else:
+                self._started.set_exception(error)
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.table = table = Table(
+            self._engine, self._clock, LoopNotify(self._loop, self._on_death)
+        )
+        self._waits = Waits(table)
+        server = grpc.aio.server(
+            options=_CHANNEL_OPTIONS, maximum_concurrent_rpcs=MAX_QUEUED_REQUESTS + MAX_WAITS
+        )
+        checks = self._add_services(server, table, self._waits)
+        try:
+            self._bind(server)
+            await server.start()
+        except BaseException:
+            self._engine.close()
+            raise
+        table.start()
+        for name in ("", *_SERVICES):
+            await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+        tasks = [asyncio.create_task(self._sweep_hourly(table))]
+        if self._idle_exit_s is not None:
+            tasks.append(asyncio.create_task(self._watch_idle(table, self._idle_exit_s)))
+        self._started.set_result(None)
+        await self._stop.wait()
+        for task in tasks:
+            task.cancel()
+        await self._drain(server, checks, table)
+
+    def _add_services(
+        self, server: grpc.aio.Server, table: Table, waits: Waits
+    ) -> health.aio.HealthServicer:
+        calls = self._calls = Calls(table)
+        results = Results(self._blobs, calls, self._executor)
+        add_LockTableServicer_to_server(
+            LockTableService(
+                table, calls, waits, results, self._clock, self._executor, self._activity
+            ),
+            server,
+        )
+        add_LockManagerServiceServicer_to_server(
+            LegacyService(table, calls, self._clock, self._executor, self._activity), server
+        )
+        checks = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        reflection.enable_server_reflection(
+            (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+        return checks
+
+    # -- listening --------------------------------------------------------------------------------
+
+    def _bind(self, server: grpc.aio.Server) -> None:
+        host, port, unix_socket = self._listen
+        if host is not None:
+            try:
+                self.port = server.add_insecure_port(_tcp_address(host, port))
+            except RuntimeError:
+                self.port = 0
+            if not self.port:
+                raise ServeError(_why_not(host, port))
+        if unix_socket is not None:
+            _clear_socket(unix_socket)
+            before = os.umask(0o077)
+            try:
+                server.add_insecure_port(f"unix:{unix_socket}")
+            except RuntimeError as error:
+                raise ServeError(
+                    f"cannot listen on the unix socket {unix_socket}: {error}"
+                ) from error
+            finally:
+                os.umask(before)
+
+    # -- while it runs ----------------------------------------------------------------------------
+
+    async def _sweep_hourly(self, table: Table) -> None:
+        """Delete values that no record names, at the start and now and then."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                await loop.run_in_executor(self._executor, self._sweep, table)
+            except Exception:
+                logger.exception("values that no record names could not be deleted")
+            await asyncio.sleep(SWEEP_EVERY_S)
+
+    def _sweep(self, table: Table) -> None:
+        n_removed = self._blobs.sweep(
+            lambda key, token: names_value(table.peek(key), token),
+            SWEEP_OLDER_THAN_S,
+            self._clock.wall_ns() / 1e9,
+        )
+        if n_removed:
+            logger.info("deleted %d values that no record names", n_removed)
+
+    async def _watch_idle(self, table: Table, idle_exit_s: float) -> None:
+        """Be `Idle` once nobody asked for anything, and no lease ran, for so long."""
+        loop = asyncio.get_running_loop()
+        idle_since_s, n_started = loop.time(), -1
+        while True:
+            is_used = self._activity.in_flight > 0 or self._activity.started != n_started
+            if is_used or table.has_live_lease():
+                idle_since_s, n_started = loop.time(), self._activity.started
+            elif loop.time() - idle_since_s >= idle_exit_s:
+                self._on_end(Idle())
+                return
+            await asyncio.sleep(min(1.0, idle_exit_s / 10))
+
+    def _on_death(self, error: BaseException) -> None:
+        if self.death is None:
+            self.death = error
+            self._on_end(Died(error))
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    async def _drain(
+        self, server: grpc.aio.Server, checks: health.aio.HealthServicer, table: Table
+    ) -> None:
+        await checks.enter_graceful_shutdown()
+        if self._waits is not None:
+            self._waits.close()
+        await server.stop(DRAIN_S)
+        await asyncio.to_thread(table.close)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        if self._listen.unix_socket is not None:
+            self._listen.unix_socket.unlink(missing_ok=True)
+
+
+def _tcp_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _why_not(host: str, port: int) -> str:
+    """Find out why gRPC, which does not say, could not listen on an address."""
+    address = _tcp_address(host, port)
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+            probe.listen()
+    except OSError as error:
+        reason = error.strerror or str(error)
+    else:
+        reason = "the address was in use a moment ago"
+    return f"cannot listen on {address}: {reason}; choose another address with --host and --port"
+
+
+def _clear_socket(path: Path) -> None:
+    """Remove what a killed server left at the path of a unix socket.
+
+    Raises:
+        ServeError: A server listens there, or the path cannot be used.
+    """
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
+        raise ServeError(
+            f"the path of the unix socket is too long for the system: {path} has "
+            f"{len(os.fsencode(path))} bytes, at most {_MAX_SOCKET_PATH_BYTES} are allowed"
+        )
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ServeError(f"{path} is not a unix socket; give --unix_socket another path")
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise ServeError(f"the folder of the unix socket {path} does not exist") from None
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise ServeError(f"another server listens on the unix socket {path}")

@@ -1,0 +1,564 @@
+"""The table: groups, renewals between writes, watches, restarts, failures."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from distlock_proto.legacy_pb2 import Lock
+from distlock_server import batch, codec, state
+from distlock_server.clock import ManualClock
+from distlock_server.codec import CodecError, Kind
+from distlock_server.engines.base import EngineError, Meta, Swap
+from distlock_server.engines.memory import MemoryEngine, MemoryStore
+from distlock_server.state import Answer, Done, Held
+from distlock_server.table import (
+    ContendedError,
+    Pending,
+    StorageError,
+    Table,
+    TableClosedError,
+    Watch,
+)
+
+SECOND = 10**9
+TTL = 10 * SECOND
+ID = b"i" * 16
+OTHER = b"o" * 16
+
+
+class Told:
+    """Keeps what the table tells, call by call."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[Pending[Any]]] = []
+        self.changes: list[list[Watch]] = []
+        self.deaths: list[BaseException] = []
+
+    def answered(self, answered: Sequence[Pending[Any]]) -> None:
+        """Keep the answers of a group."""
+        self.groups.append(list(answered))
+
+    def changed(self, watches: Sequence[Watch]) -> None:
+        """Keep watches."""
+        self.changes.append(list(watches))
+
+    def died(self, error: BaseException) -> None:
+        """Keep the error."""
+        self.deaths.append(error)
+
+
+class CountingEngine(MemoryEngine):
+    """Counts commits, and does what a test wants before each."""
+
+    def __init__(self, store: MemoryStore | None = None, **more: Any) -> None:
+        super().__init__(store, **more)
+        self.n_commits = 0
+        self.before: Callable[[], None] = lambda: None
+
+    def commit(self, swaps: Sequence[Swap], meta: Meta) -> Any:
+        """Count and commit."""
+        self.n_commits += 1
+        self.before()
+        return super().commit(swaps, meta)
+
+
+class Setup:
+    """A table with its parts."""
+
+    def __init__(self, store: MemoryStore | None = None, clock: ManualClock | None = None) -> None:
+        self.clock = clock or ManualClock()
+        self.store = store or MemoryStore()
+        self.told = Told()
+        self.engine = CountingEngine(self.store)
+        self.table = Table(self.engine, self.clock, self.told)
+        self.engine.n_commits = 0
+
+    def claim(
+        self, *keys: bytes, claim_id: bytes = ID, ttl: int = TTL, **more: Any
+    ) -> Pending[Any]:
+        """Queue a claim."""
+        command = state.Claim(claim_id, ttl, **more)
+        return self.table.submit(
+            list(keys), partial(batch.claim, keys=keys, command=command, max_grants=0)
+        )
+
+    def apply(self, key: bytes, command: batch.Change) -> Answer:
+        """Queue a command, commit, and give its answer."""
+        run = partial(batch.apply_each, commands=[(key, command)])
+        pending = self.table.submit([key], run)
+        self.table.step_once()
+        return pending.result().items[0].answer
+
+    def hold(self, key: bytes, **more: Any) -> int:
+        """Claim a key, commit, and give the token."""
+        pending = self.claim(key, **more)
+        self.table.step_once()
+        item = pending.result().items[0]
+        assert item.answer is Answer.GRANTED
+        return int(item.record.token)
+
+    def reopened(self) -> Setup:
+        """Give a new table over the same store, as after a crash."""
+        return Setup(self.store, self.clock)
+
+
+@pytest.fixture
+def setup() -> Setup:
+    """Give a table over memory."""
+    return Setup()
+
+
+# -- groups --------------------------------------------------------------------------------------
+
+
+def test_a_group_is_one_write(setup: Setup) -> None:
+    """All that waits is written at once, and told at once, in order."""
+    pendings = [setup.claim(b"%d" % number) for number in range(5)]
+    assert setup.table.step_once()
+    assert setup.engine.n_commits == 1
+    assert setup.told.groups == [pendings]
+    assert not setup.table.step_once()
+
+
+def test_answers_come_after_the_write(setup: Setup) -> None:
+    """Nothing of a group is answered before its write returned, a refusal on it included."""
+    granted = setup.claim(b"a")
+    refused = setup.claim(b"a", claim_id=OTHER)
+    setup.engine.before = lambda: _assert_equal(setup.told.groups, [])
+    setup.table.step_once()
+    assert granted.result().items[0].answer is Answer.GRANTED
+    assert refused.result().items[0].answer is Answer.BUSY
+
+
+def _assert_equal(one: object, other: object) -> None:
+    assert one == other
+
+
+def test_reading_writes_nothing(setup: Setup) -> None:
+    """A group that changes nothing is not written."""
+    setup.hold(b"a")
+    setup.engine.n_commits = 0
+    pending = setup.table.submit([b"a"], partial(batch.lookup, keys=[b"a"]))
+    setup.claim(b"a", claim_id=OTHER)
+    setup.table.step_once()
+    assert pending.result().revision == 1
+    assert setup.engine.n_commits == 0
+
+
+def test_large_requests_go_alone(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group takes requests up to its bound of keys, and a single larger one by itself."""
+    monkeypatch.setattr("distlock_server.table.MAX_GROUP_KEYS", 3)
+    for keys in ([b"a", b"b"], [b"c"], [b"d"], [b"%d" % number for number in range(9)], [b"e"]):
+        setup.claim(*keys)
+    while setup.table.step_once():
+        pass
+    assert [len(group) for group in setup.told.groups] == [2, 1, 1, 1]
+
+
+def test_a_request_that_raises_stands_alone(setup: Setup) -> None:
+    """A request that raises gets its error, leaves no trace, and the others are answered."""
+
+    def broken(txn: Any) -> None:
+        txn.apply(b"a", state.Claim(ID, TTL))
+        raise ZeroDivisionError("planted")
+
+    bad = setup.table.submit([b"a"], broken)
+    good = setup.claim(b"b")
+    setup.table.step_once()
+    with pytest.raises(ZeroDivisionError):
+        bad.result()
+    assert good.result().items[0].record.token == 1
+    assert setup.table.peek(b"a") is None
+
+
+def test_keys_that_were_not_named_are_read(setup: Setup) -> None:
+    """A request may touch keys that it did not name."""
+    setup.hold(b"a")
+    fresh = setup.reopened()
+    pending = fresh.table.submit([], lambda txn: txn.get(b"a"))
+    fresh.table.step_once()
+    assert isinstance(pending.result(), Held)
+
+
+def test_threaded_committer_answers() -> None:
+    """With its own thread the table answers, from several threads at once, and closes."""
+    setup = Setup()
+    setup.table.start()
+
+    def ask(number: int) -> None:
+        for count in range(50):
+            setup.claim(b"%d-%d" % (number, count))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    last = setup.claim(b"last")
+    deadline_s = time.monotonic() + 20
+    while last.value is None and time.monotonic() < deadline_s:
+        time.sleep(0.005)
+    setup.table.close()
+    answered = [pending for group in setup.told.groups for pending in group]
+    assert len(answered) == 201
+    assert sorted(p.result().items[0].record.token for p in answered) == list(range(1, 202))
+
+
+# -- renewals ------------------------------------------------------------------------------------
+
+
+def test_renewing_writes_nothing(setup: Setup) -> None:
+    """A renewal that moves only the deadline is answered at once and not written."""
+    token = setup.hold(b"a")
+    setup.clock.advance(5)
+    setup.engine.n_commits = 0
+    answer = setup.table.try_renew(b"a", state.Renew(ID, token, TTL))
+    assert answer is not None
+    outcome, record = answer
+    assert outcome.answer is Answer.RENEWED
+    assert isinstance(record, Held)
+    assert record.deadline_ns == setup.clock.now_ns() + TTL
+    assert setup.apply(b"a", state.Renew(ID, token, TTL)) is Answer.RENEWED
+    assert setup.engine.n_commits == 0
+
+
+@pytest.mark.parametrize("command", [{"ttl_ns": TTL + 1}, {"ttl_ns": TTL, "started": True}])
+def test_renewals_that_must_be_stored(setup: Setup, command: dict[str, Any]) -> None:
+    """A longer ttl and a start are not promised before they are on disk."""
+    token = setup.hold(b"a", ahead=True)
+    renew = state.Renew(ID, token, **command)
+    assert setup.table.try_renew(b"a", renew) is None
+    setup.engine.n_commits = 0
+    assert setup.apply(b"a", renew) is Answer.RENEWED
+    assert setup.engine.n_commits == 1
+    reopened = setup.reopened().table.peek(b"a")
+    assert isinstance(reopened, Held)
+    assert (reopened.ttl_ns, reopened.ahead) == (command["ttl_ns"], "started" not in command)
+
+
+def test_renewing_an_unknown_key_is_queued(setup: Setup) -> None:
+    """Whether a key that is not known to be held is LOST is for the committer to say."""
+    assert setup.table.try_renew(b"a", state.Renew(ID, 1, TTL)) is None
+
+
+def test_no_renewal_beside_a_write(setup: Setup) -> None:
+    """While a key is being written its renewal is queued: the write may be its end."""
+    token = setup.hold(b"a")
+    seen: list[Any] = []
+    setup.engine.before = lambda: seen.append(
+        setup.table.try_renew(b"a", state.Renew(ID, token, TTL))
+    )
+    assert setup.apply(b"a", state.Release(ID, token)) is Answer.RELEASED
+    assert seen == [None]
+
+
+def test_renewals_during_a_write_are_kept(setup: Setup) -> None:
+    """A renewal of another key that comes in during a write is not overwritten by it."""
+    token = setup.hold(b"a")
+    setup.hold(b"b", claim_id=OTHER)
+
+    def renew() -> None:
+        setup.clock.advance(5)
+        assert setup.table.try_renew(b"a", state.Renew(ID, token, TTL)) is not None
+
+    setup.engine.before = renew
+    setup.hold(b"c")
+    record = setup.table.peek(b"a")
+    assert isinstance(record, Held)
+    assert record.deadline_ns == setup.clock.now_ns() + TTL
+
+
+# -- restarts ------------------------------------------------------------------------------------
+
+
+def test_crash_runs_leases_anew(setup: Setup) -> None:
+    """After a crash a lease runs for its whole ttl, expired or not."""
+    setup.hold(b"a")
+    setup.clock.advance(100)
+    record = setup.reopened().table.peek(b"a")
+    assert isinstance(record, Held)
+    assert record.deadline_ns == setup.clock.now_ns() + TTL
+
+
+def test_clean_end_keeps_expired(setup: Setup) -> None:
+    """After a clean end expired leases stay so; those that ran, run anew."""
+    setup.hold(b"a")
+    setup.clock.advance(100)
+    setup.hold(b"b")
+    setup.table.close()
+    fresh = setup.reopened()
+    assert fresh.table.count(b"")[0] == (0, 1, 1, 0)
+
+
+def test_late_renewal_after_a_clean_end_is_stored(setup: Setup) -> None:
+    """A lease stored as expired, then renewed, runs anew after a crash: the renewal is written."""
+    token = setup.hold(b"a")
+    setup.clock.advance(100)
+    setup.table.close()
+    second = setup.reopened()
+    renew = state.Renew(ID, token, TTL)
+    assert second.table.try_renew(b"a", renew) is None
+    assert second.apply(b"a", renew) is Answer.RENEWED
+    third = setup.reopened()
+    record = third.table.peek(b"a")
+    assert isinstance(record, Held)
+    assert not record.is_expired(third.clock.now_ns())
+
+
+def test_running_numbers_survive(setup: Setup) -> None:
+    """Revision, tokens, generation and database id go on after a crash."""
+    token = setup.hold(b"a")
+    setup.apply(b"a", state.Complete(ID, token))
+    setup.apply(b"a", state.Reset(99))
+    fresh = setup.reopened()
+    assert (fresh.table.revision, fresh.table.generation) == (3, 1)
+    assert fresh.table.database_id == setup.table.database_id
+    assert fresh.hold(b"a") == token + 1
+
+
+def test_token_of_a_cancelled_grant_is_not_given_again(setup: Setup) -> None:
+    """A token granted and released within one group is used up, over a crash too."""
+    granted = setup.claim(b"a")
+    setup.table.submit([b"a"], partial(batch.apply_each, commands=[(b"a", state.Release(ID, 1))]))
+    setup.table.step_once()
+    assert granted.result().items[0].record.token == 1
+    assert setup.table.peek(b"a") is None
+    assert setup.reopened().hold(b"b") == 2
+
+
+def test_newer_format_is_refused(setup: Setup) -> None:
+    """A database of an unknown format is refused in a sentence."""
+    setup.store.write({codec.FORMAT_KEY: b"run-once 999"})
+    with pytest.raises(EngineError, match="format"):
+        setup.reopened()
+
+
+# -- watches -------------------------------------------------------------------------------------
+
+
+def test_watches(setup: Setup) -> None:
+    """A watch is told when a key leaves its lease, once per group; not of grants and renewals."""
+    watch = setup.table.watch([b"a", b"b"], "mine")
+    tokens = [setup.hold(key) for key in (b"a", b"b")]
+    assert setup.apply(b"a", state.Renew(ID, tokens[0], 2 * TTL)) is Answer.RENEWED
+    assert setup.told.changes == []
+    setup.table.submit(
+        [b"a", b"b"],
+        partial(
+            batch.apply_each,
+            commands=[(b"a", state.Complete(ID, tokens[0])), (b"b", state.Fail(ID, tokens[1]))],
+        ),
+    )
+    setup.table.step_once()
+    assert setup.told.changes == [[watch]]
+    setup.table.unwatch(watch)
+    setup.table.unwatch(watch)
+    setup.apply(b"a", state.Reset(99))
+    assert setup.told.changes == [[watch]]
+
+
+# -- failures ------------------------------------------------------------------------------------
+
+
+def test_failed_write_ends_the_table() -> None:
+    """A failed write answers its group as unknown, refuses what comes later, and is told."""
+    setup = Setup()
+
+    def fail() -> None:
+        raise EngineError("planted")
+
+    setup.engine.before = fail
+    first, second = setup.claim(b"a"), setup.claim(b"b")
+    setup.table.start()
+    thread: Any = setup.table._thread
+    thread.join(20)
+    for pending in (first, second):
+        with pytest.raises(StorageError, match="may or may not"):
+            pending.result()
+    later = setup.claim(b"c")
+    with pytest.raises(StorageError, match="planted"):
+        later.result()
+    assert [str(error) for error in setup.told.deaths] == ["planted"]
+    setup.table.close()
+
+
+def test_closed_table_refuses(setup: Setup) -> None:
+    """A closed table refuses what waited and what comes, with an error that says to try again."""
+    waiting = setup.claim(b"a")
+    setup.table.close()
+    setup.table.close()
+    later = setup.claim(b"b")
+    for pending in (waiting, later):
+        with pytest.raises(TableClosedError, match="try again"):
+            pending.result()
+    assert setup.told.groups == [[waiting], [later]]
+
+
+def test_damaged_record_is_one_requests_error(setup: Setup) -> None:
+    """A damaged record fails the requests that name it, by its key; others are answered."""
+    setup.store.write({b"bad": b"\x11damaged"})
+    bad = setup.claim(b"good1", b"bad")
+    good = setup.claim(b"good2")
+    setup.table.step_once()
+    with pytest.raises(CodecError, match="bad"):
+        bad.result()
+    assert good.result().items[0].answer is Answer.GRANTED
+    assert setup.table.peek(b"good1") is None
+    with pytest.raises(CodecError):
+        setup.table.peek(b"bad")
+
+
+# -- lists ---------------------------------------------------------------------------------------
+
+
+def test_list_ranges(setup: Setup) -> None:
+    """Ranges are half-open, pages say where the next one starts, done keys have no index."""
+    for key in (b"a", b"b", b"c", b"d"):
+        setup.hold(key)
+    page = setup.table.list_page(b"b", b"d", 1)
+    assert ([key for key, _ in page.records], page.next_start) == ([b"b"], b"c")
+    page = setup.table.list_page(b"c", b"d", 9, Kind.HELD)
+    assert ([key for key, _ in page.records], page.next_start) == ([b"c"], b"")
+    assert setup.table.list_page(b"x", b"a", 9).records == []
+    with pytest.raises(ValueError, match="done"):
+        setup.table.list_page(b"", b"", 9, Kind.DONE)
+
+
+def test_list_of_an_index_goes_on_over_gaps(setup: Setup) -> None:
+    """An index entry whose key changed meanwhile shortens its page, and does not end the list."""
+    for key in (b"a", b"b", b"c", b"d"):
+        setup.apply(key, state.Fail(ID, setup.hold(key)))
+    setup.store.write({b"a": None})
+    page = setup.table.list_page(b"", b"", 2, Kind.FAILED)
+    assert ([key for key, _ in page.records], page.next_start) == ([b"b"], b"c")
+
+
+def test_held_keys_are_read_with_their_deadline(setup: Setup) -> None:
+    """Lists and peeks show renewed deadlines, which are in memory only."""
+    token = setup.hold(b"a")
+    setup.clock.advance(5)
+    setup.table.try_renew(b"a", state.Renew(ID, token, TTL))
+    for _, record in (
+        *setup.table.list_page(b"", b"", 9).records,
+        *setup.table.list_page(b"", b"", 9, Kind.HELD).records,
+    ):
+        assert isinstance(record, Held)
+        assert record.deadline_ns == setup.clock.now_ns() + TTL
+    assert setup.table.has_live_lease()
+    setup.clock.advance(10)
+    assert not setup.table.has_live_lease()
+
+
+# -- several servers on one engine ---------------------------------------------------------------
+
+
+def shared_pair() -> tuple[Setup, Setup]:
+    """Give two tables over one shared store."""
+    clock, store = ManualClock(), MemoryStore()
+    pair = []
+    for _ in range(2):
+        setup = Setup(store, clock)
+        setup.engine = CountingEngine(store, shared=True, clock=clock)
+        setup.table = Table(setup.engine, clock, setup.told)
+        setup.engine.n_commits = 0
+        pair.append(setup)
+    return pair[0], pair[1]
+
+
+def test_lost_swap_is_run_again() -> None:
+    """A request whose key another server changed first is run again on what is there now."""
+    one, two = shared_pair()
+    claims = iter([OTHER])
+
+    def disturb() -> None:
+        for claim_id in claims:
+            two.hold(b"a", claim_id=claim_id)
+
+    one.engine.before = disturb
+    pending = one.claim(b"a")
+    other = one.claim(b"b")
+    while one.table.step_once():
+        pass
+    assert pending.result().items[0].answer is Answer.BUSY
+    assert other.result().items[0].answer is Answer.GRANTED
+
+
+def test_swaps_lost_for_ever_are_given_up() -> None:
+    """A request that loses again and again is told so, and is not run for ever."""
+    one, two = shared_pair()
+    count = iter(range(1000))
+
+    def disturb() -> None:
+        two.apply(b"a", state.Reset(2**62))
+        two.hold(b"a", claim_id=b"%016d" % next(count), ttl=1)
+        two.clock.advance(1)
+
+    one.engine.before = disturb
+    pending = one.claim(b"a")
+    for _ in range(100):
+        if not one.table.step_once():
+            break
+    with pytest.raises(ContendedError):
+        pending.result()
+
+
+def test_shared_deadlines_are_in_the_records() -> None:
+    """Two servers see each other's leases with the same deadline; every renewal is written."""
+    one, two = shared_pair()
+    token = one.hold(b"a")
+    assert one.table.try_renew(b"a", state.Renew(ID, token, TTL)) is None
+    one.clock.advance(3)
+    assert one.apply(b"a", state.Renew(ID, token, TTL)) is Answer.RENEWED
+    record = two.table.peek(b"a")
+    assert isinstance(record, Held)
+    assert record.deadline_ns == one.clock.now_ns() + TTL
+    pending = two.claim(b"a", claim_id=OTHER)
+    two.table.step_once()
+    assert pending.result().items[0].answer is Answer.BUSY
+
+
+# -- databases of 2021 ---------------------------------------------------------------------------
+
+
+def lock_2021(key: bytes, expires_in_s: int, acquired_s: int) -> bytes:
+    """Give a record as the server of 2021 wrote it."""
+    lock = Lock(
+        global_id=key.decode(),
+        expires_in=Duration(seconds=expires_in_s),
+        acquired_since=Timestamp(seconds=acquired_s),
+    )
+    return lock.SerializeToString()
+
+
+def test_old_database_is_counted_by_and_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of 2021 are usable at once, counted in pieces, and changes meanwhile counted right."""
+    monkeypatch.setattr("distlock_server.oldbase.PIECE", 3)
+    clock, store = ManualClock(), MemoryStore()
+    wall_s = clock.wall_ns() // SECOND
+    store.write({b"d%d" % number: lock_2021(b"d%d" % number, 0, 5) for number in range(8)})
+    store.write(
+        {b"h1": lock_2021(b"h1", 100, wall_s - 10), b"h2": lock_2021(b"h2", 5, wall_s - 10)}
+    )
+    setup = Setup(store, clock)
+    assert setup.table.count(b"") == ((0, 0, 0, 0), False)
+    assert setup.table.step_once()  # one piece: d0, d1, d2
+    setup.apply(b"d0", state.Reset(9))  # counted already
+    setup.apply(b"d7", state.Reset(9))  # not yet
+    setup.hold(b"h2")  # expired in 2021, taken over before it is counted
+    setup.hold(b"new-and-above")
+    setup = setup.reopened()
+    while setup.table.step_once():
+        pass
+    assert setup.table.count(b"") == ((6, 3, 0, 0), True)
+    assert setup.table.count_range(b"", b"") == (6, 3, 0, 0)
+    listed = [key for key, _ in setup.table.list_page(b"", b"", 9, Kind.HELD).records]
+    assert listed == [b"h1", b"h2", b"new-and-above"]
+    assert isinstance(setup.table.peek(b"d1"), Done)

@@ -1,0 +1,176 @@
+"""What calls to the lock table are made of and answered with, on the client's side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+from distlock_proto import lock_table_pb2 as pb
+from run_once.errors import ServerError
+
+NS_PER_S: Final = 1_000_000_000
+
+_MARGIN_DIVISOR: Final = 20
+_MIN_MARGIN_NS: Final = 1_000_000
+
+How: TypeAlias = Literal["complete", "fail", "release"]
+
+
+class Grant(NamedTuple):
+    """What the server promised with one key.
+
+    Attributes:
+        key: The key as stored.
+        claim_id: Identity of the claim, 16 bytes.
+        token: Fencing token.
+        attempt: Number of this attempt; the first is 1.
+        expires_ns: When to stop believing in the lease, on the client's clock.
+    """
+
+    key: bytes
+    claim_id: bytes
+    token: int
+    attempt: int
+    expires_ns: int
+
+
+class ClaimAnswer(NamedTuple):
+    """One state byte per key (`KeyState`), the grants, and results of done keys if asked for."""
+
+    states: bytes
+    grants: list[Grant]
+    results: dict[bytes, pb.Result]
+    revision: int
+
+
+class RenewAnswer(NamedTuple):
+    """RENEWED with the new expiry, or LOST (or 0 behind it) with the key's present state."""
+
+    state: int
+    lost_state: int
+    expires_ns: int
+
+
+class Settlement(NamedTuple):
+    """How a lease ends; `result` goes with "complete", `error` with "fail"."""
+
+    grant: Grant
+    how: How
+    result: pb.Result | None = None
+    error: str = ""
+
+
+class SettleAnswer(NamedTuple):
+    """COMPLETED, FAILED or RELEASED; or LOST with the key's present state."""
+
+    state: int
+    lost_state: int = 0
+
+    @property
+    def is_lost(self) -> bool:
+        """Tell whether the settlement was refused."""
+        return self.state == pb.KEY_STATE_LOST
+
+
+class LookupAnswer(NamedTuple):
+    """One state byte per key; one `KeyInfo` per key if asked for."""
+
+    states: bytes
+    infos: list[pb.KeyInfo]
+    revision: int
+
+
+def to_ns(seconds: float) -> int:
+    """Turn seconds into nanoseconds."""
+    return round(seconds * NS_PER_S)
+
+
+def margin_ns(ttl_ns: int) -> int:
+    """Give by how much the client's end of a lease lies before the server's."""
+    return max(ttl_ns // _MARGIN_DIVISOR, _MIN_MARGIN_NS)
+
+
+def name_holder(grant: Grant) -> pb.Holder:
+    """Name a lease to the server."""
+    return pb.Holder(key=grant.key, claim_id=grant.claim_id, token=grant.token)
+
+
+def with_lost(reply: pb.RenewReply | pb.SettleReply, states: bytes) -> Iterator[tuple[int, int]]:
+    """Pair each state with the present state behind a LOST, else 0."""
+    check(states.count(pb.KEY_STATE_LOST) == len(reply.lost_states), type(reply).__name__)
+    lost = iter(reply.lost_states)
+    for state in states:
+        yield state, next(lost) if state == pb.KEY_STATE_LOST else 0
+
+
+def check(is_well_formed: bool, method: str) -> None:
+    """Refuse an answer that breaks the contract: it is no table of ours.
+
+    Raises:
+        ServerError: It does.
+    """
+    if not is_well_formed:
+        raise ServerError(f"the lock server's answer to {method} is malformed: update it")
+
+
+def read_claim(request: pb.ClaimRequest, reply: pb.ClaimReply, sent_ns: int) -> ClaimAnswer:
+    """Read the answer to a claim that was sent at `sent_ns`.
+
+    Raises:
+        ServerError: It does not fit the request.
+    """
+    states = bytes(reply.states)
+    check(len(states) == len(request.keys), "Claim")
+    pairs = list(zip(request.keys, states, strict=True))
+    granted = [key for key, state in pairs if state == pb.KEY_STATE_GRANTED]
+    check(
+        len(granted) == len(reply.tokens) == len(reply.remaining_ns) == len(reply.attempts), "Claim"
+    )
+    margin = margin_ns(request.ttl_ns)
+    grants = [
+        Grant(key, request.claim_id, token, attempt, sent_ns + remaining_ns - margin)
+        for key, token, attempt, remaining_ns in zip(
+            granted, reply.tokens, reply.attempts, reply.remaining_ns, strict=True
+        )
+    ]
+    done = [key for key, state in pairs if state == pb.KEY_STATE_DONE]
+    check(len(reply.results) == (len(done) if request.want_results else 0), "Claim")
+    results = dict(zip(done, reply.results, strict=True)) if request.want_results else {}
+    return ClaimAnswer(states, grants, results, reply.revision)
+
+
+def read_renewals(
+    grants: Sequence[Grant], request: pb.RenewRequest, reply: pb.RenewReply, sent_ns: int
+) -> list[RenewAnswer]:
+    """Read the answer to a renewal that was sent at `sent_ns`.
+
+    Raises:
+        ServerError: It does not fit the request.
+    """
+    check(len(reply.states) == len(grants), "Renew")
+    answers = []
+    for grant, renewal, (state, lost_state) in zip(
+        grants, request.renewals, with_lost(reply, reply.states), strict=True
+    ):
+        expires_ns = grant.expires_ns
+        if state == pb.KEY_STATE_RENEWED:
+            expires_ns = sent_ns + renewal.ttl_ns - margin_ns(renewal.ttl_ns)
+        answers.append(RenewAnswer(state, lost_state, expires_ns))
+    return answers
+
+
+def settlement_message(item: Settlement, max_error_bytes: int) -> pb.Settlement:
+    """Make the message of a settlement; of a text that is too long the end is kept."""
+    made = pb.Settlement(holder=name_holder(item.grant))
+    if item.how == "complete":
+        made.complete.SetInParent()
+        if item.result is not None:
+            made.complete.result.CopyFrom(item.result)
+    elif item.how == "fail":
+        made.fail.SetInParent()
+        raw = item.error.encode("utf-8", "replace")
+        cut = raw[max(0, len(raw) - max_error_bytes) :]
+        made.fail.error = cut.decode("utf-8", "ignore")
+    else:
+        made.release.SetInParent()
+    return made

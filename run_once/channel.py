@@ -1,0 +1,301 @@
+"""The way to a lock server: one unary call at a time over gRPC, safe across fork().
+
+gRPC does not survive a fork() while one of its calls runs: the child hangs. So a fork waits at
+a gate until the calls of this process are over, calls that would take long are cancelled (every
+call may be repeated), and the child starts with a new channel. The parent's channel is neither
+used nor closed there, since the connection still belongs to the parent.
+
+gRPC is imported by the first call, since that takes a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
+
+from google.protobuf.message import Message
+
+if TYPE_CHECKING:
+    import grpc
+
+ReplyT = TypeVar("ReplyT", bound=Message)
+
+SERVICE: Final = "distlock.v1.LockTable"
+MAX_RECEIVE_BYTES: Final = 64 * 1024 * 1024
+FORKED: Final = "FORKED"
+"""Code of a call that was cancelled to let a fork pass; gRPC has none of this name."""
+SHORT_CALL_S: Final = 10.0
+"""Calls with a longer deadline can be cancelled, so that a fork need not wait for them."""
+
+_FORK_WAIT_S: Final = 12.0
+_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    # Also the time that one attempt to connect may take, hence not less.
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
+    ("grpc.max_send_message_length", -1),
+    # A channel after a fork must not share the connection of one before it.
+    ("grpc.use_local_subchannel_pool", 1),
+    # Lock servers are inside a network; a proxy meant for the web does not reach them.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class TransportError(Exception):
+    """A call failed; only `run_once.client` sees this.
+
+    Attributes:
+        code: Name of the gRPC status, such as UNAVAILABLE, or `FORKED`.
+        detail: What gRPC or the server says about it.
+    """
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+
+
+class Transport(Protocol):
+    """The seam between the client and the network."""
+
+    address: str
+    """Where the server is, for messages."""
+
+    def call(
+        self, method: str, request: Message, reply_type: type[ReplyT], timeout_s: float
+    ) -> ReplyT:
+        """Send one request to the lock table and wait for the reply.
+
+        Args:
+            method: Name of the method, such as "Claim".
+            request: Its request.
+            reply_type: Class of its reply.
+            timeout_s: Deadline of this attempt, in seconds.
+
+        Returns:
+            The reply.
+
+        Raises:
+            TransportError: There is none.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close the connection; closing twice is no error."""
+        ...
+
+
+class GrpcTransport:
+    """One channel to one server; any number of threads may call at once.
+
+    Attributes:
+        address: `host:port`, `[ipv6]:port` or `unix:/path`.
+    """
+
+    def __init__(self, address: str, *, service: str = SERVICE) -> None:
+        self.address = address
+        self._service = service
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._methods: dict[str, Callable[..., Any]] = {}
+        self._is_closed = False
+        _GATE.watch(self)
+
+    def call(
+        self, method: str, request: Message, reply_type: type[ReplyT], timeout_s: float
+    ) -> ReplyT:
+        """Send one request; see `Transport.call`. Signals interrupt the wait."""
+        _GATE.enter()
+        try:
+            return self._call(method, request, reply_type, timeout_s)
+        finally:
+            _GATE.leave()
+
+    def _call(
+        self, method: str, request: Message, reply_type: type[ReplyT], timeout_s: float
+    ) -> ReplyT:
+        """Send one request from inside of the gate."""
+        import grpc  # noqa: PLC0415 (the first call imports it, where no fork can cut it short)
+
+        try:
+            multicallable = self._method(method, request, reply_type)
+            if timeout_s > SHORT_CALL_S:
+                return cast("ReplyT", _call_cancellable(multicallable, request, timeout_s))
+            return cast("ReplyT", multicallable(request, timeout=timeout_s))
+        except grpc.FutureCancelledError:
+            raise TransportError("CANCELLED", "the call was cancelled") from None
+        except grpc.RpcError as error:
+            raise _describe(error) from None
+        except ValueError as error:  # what gRPC raises if another thread closed the channel
+            raise TransportError("CANCELLED", str(error)) from None
+
+    def close(self) -> None:
+        """Close the channel; calls under way end with CANCELLED."""
+        with self._lock:
+            self._is_closed = True
+            channel, self._channel = self._channel, None
+            self._methods = {}
+        if channel is not None:
+            channel.close()
+
+    def forget_channel(self) -> None:
+        """Start anew in a forked child, without a word to the parent's server."""
+        self._lock = threading.Lock()
+        if self._channel is not None:
+            _PARENTS_CHANNELS.append((self._channel, self._methods))
+        self._channel = None
+        self._methods = {}
+
+    def _method(
+        self, method: str, request: Message, reply_type: type[Message]
+    ) -> Callable[..., Any]:
+        """Find the callable of a method, and make the channel if there is none."""
+        found = self._methods.get(method)
+        if found is not None:
+            return found
+        import grpc  # noqa: PLC0415 (by now it is imported)
+
+        with self._lock:
+            if self._is_closed:
+                raise TransportError("CANCELLED", "the connection was closed")
+            if self._channel is None:
+                self._channel = grpc.insecure_channel(self.address, options=list(_OPTIONS))
+            made: Callable[..., Any] = self._channel.unary_unary(
+                f"/{self._service}/{method}",
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=reply_type.FromString,
+            )
+            self._methods[method] = made
+            return made
+
+
+def _call_cancellable(multicallable: Any, request: Message, timeout_s: float) -> Any:
+    """Make a call that a fork may cancel; it costs a thread, so only long ones are made so."""
+    import grpc  # noqa: PLC0415 (by now it is imported)
+
+    future = multicallable.future(request, timeout=timeout_s)
+    _GATE.add_long(future)
+    try:
+        return future.result()
+    except grpc.FutureCancelledError:
+        if _GATE.is_cut(future):
+            raise TransportError(FORKED, "the call was cancelled for a fork") from None
+        raise
+    finally:
+        _GATE.drop_long(future)
+        if not future.done():  # an interrupt
+            future.cancel()
+
+
+def _describe(error: grpc.RpcError) -> TransportError:
+    """Take the status out of gRPC's error."""
+    code = getattr(error, "code", lambda: None)()
+    detail = getattr(error, "details", lambda: None)()
+    return TransportError(getattr(code, "name", "UNKNOWN"), str(detail or error))
+
+
+class _ForkGate:
+    """Lets calls pass, and holds them back while a fork goes on.
+
+    The lock is re-entrant, since a signal handler of the main thread may fork or call inside of
+    a call; such a call of the forking thread itself is not waited for.
+    """
+
+    def __init__(self) -> None:
+        self._is_registered = False
+        self._transports: weakref.WeakSet[GrpcTransport] = weakref.WeakSet()
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forget the calls: there are none, or they are those of the parent."""
+        self._changed = threading.Condition(threading.RLock())
+        self._is_forking = False
+        self._calls_by_thread: dict[int, int] = {}
+        self._long: list[Any] = []
+        self._cut: list[Any] = []
+
+    def watch(self, transport: GrpcTransport) -> None:
+        """Register a transport, and with the first one the handlers."""
+        with self._changed:
+            self._transports.add(transport)
+            if not self._is_registered and hasattr(os, "register_at_fork"):
+                self._is_registered = True
+                os.register_at_fork(
+                    before=self._before_fork,
+                    after_in_parent=self._after_in_parent,
+                    after_in_child=self._after_in_child,
+                )
+
+    def enter(self) -> None:
+        """Begin a call, after a fork that goes on."""
+        me = threading.get_ident()
+        with self._changed:
+            while self._is_forking and me not in self._calls_by_thread:
+                self._changed.wait()
+            self._calls_by_thread[me] = self._calls_by_thread.get(me, 0) + 1
+
+    def leave(self) -> None:
+        """End a call."""
+        me = threading.get_ident()
+        with self._changed:
+            count = self._calls_by_thread.pop(me, 0)
+            if count > 1:
+                self._calls_by_thread[me] = count - 1
+            self._changed.notify_all()
+
+    def add_long(self, future: Any) -> None:
+        """Name a call that a fork may cancel."""
+        with self._changed:
+            self._long.append(future)
+            if self._is_forking:
+                self._cut_calls()
+
+    def is_cut(self, future: Any) -> bool:
+        """Tell whether a call was cancelled for a fork."""
+        with self._changed:
+            return future in self._cut
+
+    def drop_long(self, future: Any) -> None:
+        """Take back what `add_long` named."""
+        with self._changed:
+            for calls in (self._long, self._cut):
+                if future in calls:
+                    calls.remove(future)
+
+    def _cut_calls(self) -> None:
+        """Cancel the long calls."""
+        for future in tuple(self._long):
+            self._cut.append(future)
+            future.cancel()
+
+    def _before_fork(self) -> None:
+        """Wait until no other thread is inside of a call, and let none begin."""
+        self._changed.acquire()
+        self._is_forking = True
+        self._cut_calls()
+        me = threading.get_ident()
+        self._changed.wait_for(lambda: not (self._calls_by_thread.keys() - {me}), _FORK_WAIT_S)
+
+    def _after_in_parent(self) -> None:
+        """Let calls pass again."""
+        self._is_forking = False
+        self._changed.notify_all()
+        self._changed.release()
+
+    def _after_in_child(self) -> None:
+        """Begin anew: the threads of the parent's calls do not exist here."""
+        self._reset()
+        for transport in tuple(self._transports):
+            transport.forget_channel()
+
+
+_PARENTS_CHANNELS: Final[list[object]] = []
+"""Kept for ever: freeing one in a forked child would wait for threads that are not there."""
+_GATE: Final = _ForkGate()

@@ -1,0 +1,232 @@
+"""Options from arguments > environment > `.run_once.ini` of the project > of the home > default.
+
+Every option has one name: it is an argument, an environment variable `RUN_ONCE_<NAME>` and a
+line of the ini file. A value that cannot be used is a `ConfigError` that says where it stood.
+"""
+
+from __future__ import annotations
+
+import configparser
+import dataclasses
+import getpass
+import logging
+import os
+import socket
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from run_once.errors import ConfigError
+from run_once.options import CHECKS, MAX_OWNER_BYTES, BadValueError
+
+INI_NAME: Final = ".run_once.ini"
+ENV_PREFIX: Final = "RUN_ONCE_"
+SOURCE_ARGUMENT: Final = "argument"
+SOURCE_DEFAULT: Final = "default"
+SOURCE_LISTENING: Final = "a server that listens on this machine"
+SOURCE_OWN: Final = "this machine's own server"
+
+_PROJECT_MARKS: Final = (".git", "pyproject.toml")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Config:
+    """What was configured, and where the address came from.
+
+    Attributes:
+        address: `host:port`, `[ipv6]:port` or `unix:/path`; None: nothing is configured, and
+            `run_once.local` finds a server.
+        source: Where `address` came from: "argument", "RUN_ONCE_ADDRESS", the path of an ini
+            file, or "default".
+        namespace: Separates equal keys of different projects.
+        lease_s: Length of a lease that is kept alive.
+        retry_s: For how long an unreachable server is tried before an error.
+        owner: Label shown to people as the holder; None: user, host and process id.
+        secret: Signs results; None: the user's own, made on first use.
+        in_flight: Backend: "wait" for keys that others compute, or "skip" them.
+        inner: Backend: name of the joblib backend that does the work.
+        max_attempts: Do not try a key more often; 0: no limit.
+        progress: Show progress.
+        results_url: fsspec URL of a folder for large results; None: the server keeps them.
+        idle_exit_s: This machine's own server ends after so long without a request.
+        data_dir: Folder for the databases of own servers; None: the user's data folder.
+        runtime_dir: Folder for their sockets; None: the user's runtime folder.
+    """
+
+    address: str | None = None
+    source: str = SOURCE_DEFAULT
+    namespace: str = ""
+    lease_s: float = 60.0
+    retry_s: float = 120.0
+    owner: str | None = None
+    secret: str | None = field(default=None, repr=False)
+    in_flight: str = "wait"
+    inner: str = "loky"
+    max_attempts: int = 0
+    progress: bool = False
+    results_url: str | None = None
+    idle_exit_s: float = 3600.0
+    data_dir: str | None = None
+    runtime_dir: str | None = None
+
+    def resolved(self) -> Config:
+        """Give the configuration with an address, so that all processes of a job use one server.
+
+        Raises:
+            ConfigError: Nothing is configured, and this machine's own server cannot be used.
+        """
+        if self.address is not None:
+            return self
+        from run_once import local  # noqa: PLC0415 (only needed where nothing is configured)
+
+        found = local.find_server(self)
+        return dataclasses.replace(self, address=found.address, source=found.source)
+
+
+class _Given(NamedTuple):
+    """A value as it was found, and where."""
+
+    value: Any
+    source: str
+
+
+def load_config(
+    *,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    home: Path | None = None,
+    **overrides: Any,
+) -> Config:
+    """Gather the options.
+
+    Args:
+        environ: The environment; None: the process's.
+        cwd: Where the search for the project's ini file starts; None: the working folder.
+        home: The home folder; None: the user's.
+        overrides: Options by name; None means not given.
+
+    Returns:
+        All options, checked.
+
+    Raises:
+        ConfigError: An option is unknown or has a value that cannot be used.
+    """
+    environ = os.environ if environ is None else environ
+    unknown = sorted(set(overrides) - set(CHECKS))
+    if unknown:
+        raise ConfigError(f"no such option: {', '.join(unknown)}; options: {', '.join(CHECKS)}")
+    given = {
+        name: _Given(value, SOURCE_ARGUMENT)
+        for name, value in overrides.items()
+        if value is not None
+    }
+    for name in CHECKS:
+        if environ.get(f"{ENV_PREFIX}{name.upper()}"):
+            variable = f"{ENV_PREFIX}{name.upper()}"
+            given.setdefault(name, _Given(environ[variable], variable))
+    for path in _ini_paths(cwd or _working_folder(), home or _home_folder()):
+        for name, value in _read_ini(path).items():
+            given.setdefault(name, _Given(value, str(path)))
+    parsed = {name: _parse(name, item) for name, item in given.items()}
+    source = given["address"].source if "address" in given else SOURCE_DEFAULT
+    return dataclasses.replace(Config(), source=source, **parsed)
+
+
+def default_owner() -> str:
+    """Make the label that people see as a lease's holder: user, host and process id."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user id may have no name
+        user = str(os.getuid())
+    label = f"{user}@{socket.gethostname()}"
+    return f"{label.encode()[: MAX_OWNER_BYTES - 20].decode('utf-8', 'ignore')}:{os.getpid()}"
+
+
+def _parse(name: str, given: _Given) -> Any:
+    """Check one value; the error names option, value and place."""
+    try:
+        return CHECKS[name](given.value)
+    except BadValueError as error:
+        shown = "(not shown)" if name == "secret" else repr(given.value)
+        raise ConfigError(
+            f"option {name} has a value that cannot be used: {shown} (from {given.source}); {error}"
+        ) from None
+
+
+def _working_folder() -> Path:
+    """Give the working folder, or the root if it was deleted."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return Path("/")
+
+
+def _home_folder() -> Path:
+    """Give the home folder; a user id without a name may have none."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")
+
+
+def _ini_paths(cwd: Path, home: Path) -> Iterator[Path]:
+    """Yield the ini files that exist, the nearest first, the home's last."""
+    for folder in (cwd, *cwd.parents):
+        if folder == home:
+            break
+        path = folder / INI_NAME
+        if path.is_file() and not _may_be_anybodys(folder, path):
+            yield path
+        if any((folder / mark).exists() for mark in _PROJECT_MARKS):
+            break
+    if (home / INI_NAME).is_file():
+        yield home / INI_NAME
+
+
+def _may_be_anybodys(folder: Path, path: Path) -> bool:
+    """Tell whether a stranger may have put the file there, as into /tmp."""
+    is_open = bool(folder.stat().st_mode & stat.S_IWOTH)
+    return is_open and path.stat().st_uid not in {0, os.getuid()}
+
+
+def _read_ini(path: Path) -> dict[str, str]:
+    """Read the options of one ini file; host and port of 2021 become one address."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        with path.open(encoding="utf-8") as file:
+            parser.read_file(file)
+    except (OSError, configparser.Error, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{path} cannot be read: {reason}; it should start with a line [DEFAULT], followed by "
+            "lines such as: address = host:22113"
+        ) from None
+    lines = dict(parser.defaults())
+    for section in parser.sections():
+        lines.update(parser.items(section))
+    port = lines.pop("port", "")
+    if port and "address" not in lines:
+        lines["address"] = "127.0.0.1"
+    if port and not _has_port(lines["address"]):
+        lines["address"] = _join(lines["address"], port)
+    for name in sorted(set(lines) - set(CHECKS)):
+        logger.warning("%s: no such option: %s; options: %s", path, name, ", ".join(CHECKS))
+    return {name: value for name, value in lines.items() if name in CHECKS and value}
+
+
+def _has_port(address: str) -> bool:
+    """Tell whether an address of an ini file already says its port, or needs none."""
+    if address.startswith("unix:"):
+        return True
+    if address.startswith("["):
+        return "]:" in address
+    return address.count(":") == 1
+
+
+def _join(host: str, port: str) -> str:
+    """Join host and port as 2021's file gives them; a bare IPv6 address gets its brackets."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

@@ -1,0 +1,180 @@
+"""The options by name, and the check of each: what a good value looks like. Pure."""
+
+from __future__ import annotations
+
+import configparser
+import math
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from run_once.errors import ConfigError
+from run_once.keys import NAMESPACE_END, NAMESPACE_START
+
+DEFAULT_PORT: Final = 22113
+MAX_OWNER_BYTES: Final = 200
+
+_MAX_PORT: Final = 65535
+_MIN_LEASE_S: Final = 0.01
+_MAX_DURATION_S: Final = 365 * 86_400.0
+_MIN_SECRET_CHARS: Final = 8
+
+
+class BadValueError(Exception):
+    """A check's complaint: how a good value looks."""
+
+
+def parse_address(text: str) -> str:
+    """Bring an address into the one form that is used from here on.
+
+    Args:
+        text: `host`, `host:port`, `[ipv6]:port`, `unix:/path` or `unix:///path`.
+
+    Returns:
+        `host:port`, `[ipv6]:port` or `unix:/path`.
+
+    Raises:
+        ConfigError: It is none of these.
+    """
+    try:
+        return _address(text)
+    except BadValueError as error:
+        raise ConfigError(f"address {text!r} cannot be used: {error}") from None
+
+
+def _address(value: Any) -> str:
+    """Check an address."""
+    form = "write host:port, [ipv6]:port or unix:/path"
+    text = value.strip() if isinstance(value, str) else ""
+    if not text or any(char.isspace() for char in text):
+        raise BadValueError(form)
+    if text.startswith("unix:"):
+        path = "/" + text.removeprefix("unix:").lstrip("/")
+        if not text.removeprefix("unix:").startswith("/") or path == "/":
+            raise BadValueError("a unix socket needs an absolute path: unix:/path")
+        return f"unix:{path}"
+    if "/" in text or "@" in text:
+        raise BadValueError(f"{form}; there is no scheme such as http://")
+    if text.startswith("["):
+        host, closing, rest = text.partition("]")
+        if not closing or (rest and not rest.startswith(":")) or ":" not in host:
+            raise BadValueError(form)
+        return f"{host}]:{_port(rest[1:] or str(DEFAULT_PORT))}"
+    if text.count(":") > 1:
+        raise BadValueError(f"an IPv6 address stands in brackets: [{text}]:{DEFAULT_PORT}")
+    host, _, port = text.partition(":")
+    if not host:
+        raise BadValueError(form)
+    return f"{host}:{_port(port or str(DEFAULT_PORT))}"
+
+
+def _port(text: str) -> int:
+    """Check a port."""
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= _MAX_PORT:
+        raise BadValueError(f"a port is a number from 1 to {_MAX_PORT}, not {text!r}")
+    return int(text)
+
+
+def _text(value: Any) -> str:
+    """Check a text."""
+    if not isinstance(value, str):
+        raise BadValueError("a text is expected")
+    return value
+
+
+def _namespace(value: Any) -> str:
+    """Check a namespace."""
+    text = _text(value)
+    if NAMESPACE_START in text or NAMESPACE_END in text:
+        raise BadValueError("it must not contain the characters U+001E and U+001F")
+    return text
+
+
+def _owner(value: Any) -> str:
+    """Check an owner's label."""
+    text = _text(value)
+    if len(text.encode("utf-8", "replace")) > MAX_OWNER_BYTES:
+        raise BadValueError(f"at most {MAX_OWNER_BYTES} bytes are allowed")
+    return text
+
+
+def _secret(value: Any) -> str:
+    """Check the secret."""
+    text = _text(value)
+    if len(text) < _MIN_SECRET_CHARS:
+        raise BadValueError(f"at least {_MIN_SECRET_CHARS} characters are needed")
+    return text
+
+
+def _duration(low_s: float) -> Callable[[Any], float]:
+    """Make the check of a length of time in seconds."""
+
+    def parse(value: Any) -> float:
+        try:
+            seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+        except (TypeError, ValueError):
+            seconds = math.nan
+        if not low_s <= seconds <= _MAX_DURATION_S:
+            raise BadValueError(f"a number of seconds from {low_s:g} on is expected")
+        return seconds
+
+    return parse
+
+
+def _count(value: Any) -> int:
+    """Check a number of 0 or more."""
+    try:
+        count = int(value) if isinstance(value, (int, str)) else -1
+    except ValueError:
+        count = -1
+    if not 0 <= count < 2**31:
+        raise BadValueError("a whole number of 0 or more is expected")
+    return count
+
+
+def _flag(value: Any) -> bool:
+    """Check a yes or no."""
+    states = configparser.ConfigParser.BOOLEAN_STATES
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in states:
+        return states[value.strip().lower()]
+    raise BadValueError("yes or no is expected")
+
+
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    """Make the check of a choice."""
+
+    def parse(value: Any) -> str:
+        if value not in choices:
+            raise BadValueError(f"one of these is expected: {', '.join(choices)}")
+        return str(value)
+
+    return parse
+
+
+def _path(value: Any) -> str:
+    """Check a folder's path."""
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise BadValueError("a path is expected")
+    return str(Path(value).expanduser().absolute())
+
+
+CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
+    "address": _address,
+    "namespace": _namespace,
+    "lease_s": _duration(_MIN_LEASE_S),
+    "retry_s": _duration(0),
+    "owner": _owner,
+    "secret": _secret,
+    "in_flight": _one_of("wait", "skip"),
+    "inner": _text,
+    "max_attempts": _count,
+    "progress": _flag,
+    "results_url": _text,
+    "idle_exit_s": _duration(1),
+    "data_dir": _path,
+    "runtime_dir": _path,
+}
+"""Every option and its check, in the order in which messages list them."""

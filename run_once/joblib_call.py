@@ -1,0 +1,249 @@
+"""What belongs to one `joblib.Parallel`: the inner backend, the session, the dispatcher."""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+from joblib.externals.loky.process_executor import ShutdownExecutorError
+from joblib.parallel import (
+    BatchedCalls,
+    FallbackToBackend,
+    LokyBackend,
+    MultiprocessingBackend,
+    ThreadingBackend,
+)
+
+from run_once.call_keys import CallKeyer, Numberer
+from run_once.errors import RunOnceWarning
+from run_once.joblib_dispatch import Call, Dispatcher, HitSizer, Job
+from run_once.joblib_lookup import Cold, Lookups, Skipped
+from run_once.joblib_options import BackendOptions, resolve
+from run_once.joblib_worker import Elsewhere, Failure, Outcome, RemoteCall, TaskOptions, Value
+from run_once.keys import stored_key
+from run_once.secret import load_secret
+from run_once.task import Session
+
+_LOCAL_BACKENDS: Final = (LokyBackend, MultiprocessingBackend, ThreadingBackend)
+"""Inner backends whose workers are on this machine."""
+
+
+class BoundCall:
+    """One `Parallel`, from `configure` to `terminate`."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self._parallel: Any = None
+        self._inner_kwargs: dict[str, Any] = {}
+        self._dispatcher: Dispatcher | None = None
+        self._sizer = HitSizer()
+        self._inner_is_ready = False
+
+    def configure(
+        self, n_jobs: int, parallel: Any, options: BackendOptions, inner_kwargs: dict[str, Any]
+    ) -> int:
+        """Prepare; return the number of workers."""
+        self._parallel = parallel
+        self._options = options
+        self._inner_kwargs = inner_kwargs
+        self._config = resolve(options)
+        self._secret = load_secret()
+        self._task_options = TaskOptions(
+            config=self._config,
+            lease_s=self._config.lease_s,
+            max_attempts=options.max_attempts,
+            secret=self._secret if isinstance(self.inner, _LOCAL_BACKENDS) else None,
+        )
+        self._keyer = CallKeyer(ignore=tuple(options.ignore), key=options.key, code=options.code)
+        self._numberer = Numberer()
+        try:
+            configured = int(self.inner.configure(n_jobs=n_jobs, parallel=parallel, **inner_kwargs))
+            self._inner_is_ready = True
+        except FallbackToBackend:
+            # The inner backend has nothing to run with one job, and nothing to end either.
+            configured = 1
+        if configured == 1:
+            self._claim_sequentially(parallel)
+        return configured
+
+    # -- a Parallel with several jobs --------------------------------------------------------------
+
+    def start_call(self) -> None:
+        """Begin one call of the `Parallel`."""
+        self._numberer = Numberer()
+        self._keyer.clear()
+        if hasattr(self.inner, "start_call"):
+            self.inner.start_call()
+
+    def stop_call(self) -> None:
+        """End one call of the `Parallel`."""
+        self._close_dispatcher()
+        self._keyer.clear()
+        if hasattr(self.inner, "stop_call"):
+            self.inner.stop_call()
+
+    def submit(self, batch: Any, callback: Callable[[Job], None] | None) -> Job:
+        """Queue a batch."""
+
+        def finished(job: Job) -> None:
+            self._sizer.completed(job)
+            if callback is not None:
+                callback(job)
+
+        job = Job(batch, finished)
+        if self._dispatcher is None:
+            session = Session.get(self._config)
+            self._dispatcher = Dispatcher(
+                session=session,
+                lookups=Lookups(session, in_flight=self._options.in_flight, secret=self._secret),
+                inner=self,
+                make_key=self._make_key,
+                options=self._task_options,
+            )
+        self._dispatcher.submit(job)
+        return job
+
+    def compute_batch_size(self) -> int:
+        """Give the batch size for joblib, larger than the inner one while calls are done."""
+        return self._sizer.batch_size(self.batch_size())
+
+    def batch_size(self) -> int:
+        """Give the user's batch size, or the inner backend's own."""
+        fixed = self._parallel.batch_size
+        return int(self.inner.compute_batch_size() if fixed == "auto" else fixed)
+
+    def run(
+        self,
+        job: Job,
+        calls: list[Call],
+        done: Callable[[list[Outcome]], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        """Run wrapped calls as one batch of the inner backend."""
+        started_s = time.perf_counter()
+
+        def callback(out: Any) -> None:
+            try:
+                outcomes = self.inner.retrieve_result_callback(out)
+            except BaseException as error:
+                failed(error)
+                return
+            self.inner.batch_completed(len(calls), time.perf_counter() - started_s)
+            done(outcomes)
+
+        batch = job.batch
+        wrapped = BatchedCalls(
+            calls,
+            (batch._backend, batch._n_jobs),
+            self._reducer_callback(),
+            getattr(batch, "_pickle_cache", None),
+        )
+        try:
+            self.inner.submit(wrapped, callback)
+        except ShutdownExecutorError as error:
+            raise RuntimeError(
+                "The executor underlying Parallel has been shut down, most likely because the "
+                "generator of an earlier Parallel call with return_as='generator' was thrown away "
+                "before it was exhausted: keep it, or exhaust it, before the next call"
+            ) from error
+
+    def abort(self, *, ensure_ready: bool) -> None:
+        """Stop all work and free what the workers held."""
+        dispatcher, self._dispatcher = self._dispatcher, None
+        left = dispatcher.close() if dispatcher else []
+        if self._inner_is_ready:
+            self.inner.abort_everything(ensure_ready=ensure_ready)
+        if dispatcher and left:
+            dispatcher.free(left)
+
+    def terminate(self) -> None:
+        """End what `configure` began."""
+        self._close_dispatcher()
+        self._keyer.clear()
+        if self._inner_is_ready:
+            self.inner.terminate()
+            self._inner_is_ready = False
+
+    def _close_dispatcher(self) -> None:
+        dispatcher, self._dispatcher = self._dispatcher, None
+        if dispatcher is not None:
+            dispatcher.close()
+
+    def _reducer_callback(self) -> Callable[[], None] | None:
+        """Give what joblib gives its own loky backend: a folder of memmaps for this `Parallel`."""
+        inner, parallel = self.inner, self._parallel
+        if not isinstance(inner, LokyBackend):
+            return None
+
+        def set_context() -> None:
+            manager = inner._workers._temp_folder_manager
+            manager.set_current_context(parallel._id)
+
+        return set_context
+
+    def _make_key(self, call: Call) -> bytes:
+        func, args, kwargs = call
+        name = self._numberer.number(self._keyer.key(func, args, kwargs))
+        return stored_key(name, version=self._options.version, namespace=self._config.namespace)
+
+    # -- a Parallel with one job: joblib calls no `submit` -----------------------------------------
+
+    def _claim_sequentially(self, parallel: Any) -> None:
+        """Make joblib's sequential loop claim, lazily and in order, in this process.
+
+        joblib has no public way to do this; where its private one is missing, calls run plainly.
+        """
+        original = getattr(type(parallel), "_get_sequential_output", None)
+        if not inspect.isgeneratorfunction(original):
+            warnings.warn(
+                "this version of joblib runs n_jobs=1 past every backend, so these calls are "
+                "neither claimed nor stored; use n_jobs=2, or joblib 1.4 to 1.6",
+                RunOnceWarning,
+                stacklevel=4,
+            )
+            return
+
+        def claimed_output(iterable: Iterable[Call]) -> Iterator[Any]:
+            self._numberer = Numberer()
+            return original(parallel, _Lazily(iterable, self._run_here))
+
+        parallel._get_sequential_output = claimed_output
+
+    def _run_here(self, call: Call) -> Any:
+        """Look up, claim and run one call in this thread, or wait for its value."""
+        key = self._make_key(call)
+        session = Session.get(self._config)
+        lookups = Lookups(session, in_flight=self._options.in_flight, secret=self._secret)
+        while True:
+            found = lookups.find([key])[key]
+            if isinstance(found, Skipped):
+                return found
+            if isinstance(found, Value):
+                return found.value
+            if isinstance(found, Failure):
+                raise found.with_cause()
+            if not isinstance(found, Cold):
+                lookups.wait([key])
+                continue
+            func, args, kwargs = call
+            outcome = RemoteCall.new(func, key, self._task_options)(*args, **kwargs)
+            if isinstance(outcome, Value):
+                return outcome.value
+            if isinstance(outcome, Failure):
+                raise outcome.error
+            if not isinstance(outcome, Elsewhere):
+                raise TypeError(outcome)
+
+
+class _Lazily:
+    """An iterable of calls as calls of `run`, with the length of the original where it has one."""
+
+    def __init__(self, iterable: Iterable[Call], run: Callable[[Call], Any]) -> None:
+        self._iterable = iterable
+        self._run = run
+
+    def __iter__(self) -> Iterator[tuple[Callable[[Call], Any], tuple[Call], dict[str, Any]]]:
+        return ((self._run, (call,), {}) for call in self._iterable)

@@ -1,0 +1,313 @@
+"""Batches of one `joblib.Parallel` on their way: look up, run what is missing, wait for the rest.
+
+joblib calls `submit` under its lock, so `submit` only queues. A dispatcher thread looks keys up,
+many in one request, hands cold items to the inner backend, and parks items that are in flight on
+another machine; a waiter thread sits in a long poll for those: they hold no worker. joblib's
+callback is called from these threads, or from the inner backend's, never from `submit`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from run_once.joblib_lookup import Busy, Cold, Found, Lookups, Skipped
+from run_once.joblib_worker import Elsewhere, Failure, Outcome, RemoteCall, TaskOptions, Value
+
+if TYPE_CHECKING:
+    from run_once.task import Session
+
+logger = logging.getLogger("run_once")
+
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
+class Job:
+    """One batch of joblib's, and what became of its items."""
+
+    def __init__(self, batch: Any, callback: Callable[[Job], None]) -> None:
+        """Take a batch; `callback` is joblib's, called once with this job."""
+        self.batch = batch
+        self.calls: list[Call] = list(batch.items)
+        self._callback = callback
+        self._outcomes: list[Value | Failure | Skipped | None] = [None] * len(self.calls)
+        self._left = len(self.calls)
+        self._lock = threading.Lock()
+        self.had_cold = False
+
+    def settle(self, index: int, outcome: Value | Failure | Skipped) -> None:
+        """Note an item's outcome; the last one hands the job back to joblib."""
+        with self._lock:
+            if self._outcomes[index] is not None:
+                return
+            self._outcomes[index] = outcome
+            self._left -= 1
+            is_last = self._left == 0
+        if is_last:
+            self._callback(self)
+
+    def fail_rest(self, error: BaseException) -> None:
+        """Settle everything that is open with one error."""
+        for index, outcome in enumerate(self._outcomes):
+            if outcome is None:
+                self.settle(index, Failure(error))
+
+    def values(self) -> list[Any]:
+        """Give the values in order.
+
+        Raises:
+            BaseException: The first item's error, with the worker's traceback as its cause.
+        """
+        values = []
+        for outcome in self._outcomes:
+            if isinstance(outcome, Failure):
+                raise outcome.with_cause()
+            values.append(outcome.value if isinstance(outcome, Value) else outcome)
+        return values
+
+
+class Item:
+    """One call of a job, with its key."""
+
+    __slots__ = ("index", "job", "key")
+
+    def __init__(self, job: Job, index: int, key: bytes) -> None:
+        """Name an item."""
+        self.job = job
+        self.index = index
+        self.key = key
+
+
+class Inner(Protocol):
+    """What the dispatcher needs of the backend that runs the calls."""
+
+    def run(
+        self,
+        job: Job,
+        calls: list[Call],
+        done: Callable[[list[Outcome]], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        """Run wrapped calls of one job as one batch; `done` or `failed` is called, once."""
+        ...
+
+    def batch_size(self) -> int:
+        """Give the number of cold items that make one batch."""
+        ...
+
+
+class Dispatcher:
+    """The way of every batch of one `Parallel`."""
+
+    def __init__(
+        self,
+        *,
+        session: Session,
+        lookups: Lookups,
+        inner: Inner,
+        make_key: Callable[[Call], bytes],
+        options: TaskOptions,
+    ) -> None:
+        """Make a dispatcher; its threads start with the first job."""
+        self._session = session
+        self._lookups = lookups
+        self._inner = inner
+        self._make_key = make_key
+        self._options = options
+        self._condition = threading.Condition()
+        self._jobs: deque[Job] = deque()
+        self._again: deque[Item] = deque()
+        self._busy: dict[bytes, list[Item]] = {}
+        self._in_flight: dict[bytes, list[bytes]] = {}
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; returns at once."""
+        with self._condition:
+            if not self._threads and not self._closed:
+                for target in (self._dispatch, self._wait):
+                    thread = threading.Thread(target=target, name="run_once", daemon=True)
+                    self._threads.append(thread)
+                    thread.start()
+            self._jobs.append(job)
+            self._condition.notify_all()
+
+    def close(self) -> list[tuple[bytes, list[bytes]]]:
+        """Stop: nothing is looked up or run any more.
+
+        Returns:
+            (claim id, keys) of what is still with workers.
+        """
+        with self._condition:
+            self._closed = True
+            self._jobs.clear()
+            self._again.clear()
+            self._busy.clear()
+            left = list(self._in_flight.items())
+            self._in_flight.clear()
+            self._condition.notify_all()
+        return left
+
+    def free(self, left: Sequence[tuple[bytes, list[bytes]]]) -> None:
+        """Give back what killed workers held.
+
+        The parent chose their claim ids: repeating a claim tells the token, with which to release.
+        """
+        for claim_id, keys in left:
+            try:
+                answer = self._session.client.claim(
+                    keys, ttl_s=self._options.lease_s, claim_id=claim_id
+                )
+                self._session.client.release_grants(answer.grants)
+            except Exception as error:
+                logger.warning(
+                    "could not free %d keys of aborted calls; their leases run out in %g s: %s",
+                    len(keys),
+                    self._options.lease_s,
+                    error,
+                )
+
+    # -- the dispatcher thread ---------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        while True:
+            with self._condition:
+                while not (self._jobs or self._again or self._closed):
+                    self._condition.wait()
+                if self._closed:
+                    return
+                jobs, items = list(self._jobs), list(self._again)
+                self._jobs.clear()
+                self._again.clear()
+            for job in jobs:
+                items += self._items_of(job)
+            if items:
+                self._look_up(items)
+
+    def _items_of(self, job: Job) -> list[Item]:
+        items = []
+        for index, call in enumerate(job.calls):
+            try:
+                items.append(Item(job, index, self._make_key(call)))
+            except Exception as error:
+                job.settle(index, Failure(error))
+        return items
+
+    def _look_up(self, items: list[Item]) -> None:
+        try:
+            found = self._lookups.find([item.key for item in items])
+        except Exception as error:
+            for item in items:
+                item.job.settle(item.index, Failure(error))
+            return
+        cold = [item for item in items if self._sort(item, found[item.key])]
+        self._run(cold)
+
+    def _sort(self, item: Item, found: Found) -> bool:
+        """Settle or park an item; tell whether it is to be run."""
+        if isinstance(found, Cold):
+            item.job.had_cold = True
+            return True
+        if isinstance(found, Busy):
+            with self._condition:
+                self._busy.setdefault(item.key, []).append(item)
+                self._condition.notify_all()
+            return False
+        item.job.settle(item.index, found)
+        return False
+
+    def _run(self, cold: list[Item]) -> None:
+        by_job: dict[int, list[Item]] = {}
+        for item in cold:
+            by_job.setdefault(id(item.job), []).append(item)
+        size = max(1, self._inner.batch_size())
+        for items in by_job.values():
+            for first in range(0, len(items), size):
+                self._run_batch(items[first : first + size])
+
+    def _run_batch(self, items: list[Item]) -> None:
+        claim_id = os.urandom(16)
+        with self._condition:
+            if self._closed:
+                return
+            self._in_flight[claim_id] = [item.key for item in items]
+        calls: list[Call] = []
+        for item in items:
+            func, args, kwargs = item.job.calls[item.index]
+            calls.append((RemoteCall(func, item.key, claim_id, self._options), args, kwargs))
+
+        def done(outcomes: list[Outcome]) -> None:
+            self._landed(claim_id)
+            for item, outcome in zip(items, outcomes, strict=True):
+                if isinstance(outcome, Elsewhere):
+                    self._queue_again([item])
+                else:
+                    item.job.settle(item.index, outcome)
+
+        def failed(error: BaseException) -> None:
+            self._landed(claim_id)
+            for item in items:
+                item.job.settle(item.index, Failure(error))
+
+        try:
+            self._inner.run(items[0].job, calls, done, failed)
+        except BaseException as error:
+            failed(error)
+
+    def _landed(self, claim_id: bytes) -> None:
+        with self._condition:
+            self._in_flight.pop(claim_id, None)
+
+    def _queue_again(self, items: Sequence[Item]) -> None:
+        with self._condition:
+            if not self._closed:
+                self._again.extend(items)
+                self._condition.notify_all()
+
+    # -- the waiter thread -------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        while True:
+            with self._condition:
+                while not (self._busy or self._closed):
+                    self._condition.wait()
+                if self._closed:
+                    return
+                keys = list(self._busy)
+            try:
+                free = self._lookups.wait(keys)
+            except Exception as error:
+                self._settle_busy(keys, error)
+                continue
+            with self._condition:
+                items = [item for key in free for item in self._busy.pop(key, [])]
+            self._queue_again(items)
+
+    def _settle_busy(self, keys: Sequence[bytes], error: BaseException) -> None:
+        with self._condition:
+            items = [item for key in keys for item in self._busy.pop(key, [])]
+        for item in items:
+            item.job.settle(item.index, Failure(error))
+
+
+class HitSizer:
+    """Batch size while keys turn out to be done: large, and kept out of joblib's statistics."""
+
+    MAX_SIZE = 1024
+
+    def __init__(self) -> None:
+        """Start with joblib's own size."""
+        self._size = 1
+
+    def batch_size(self, inner_size: int) -> int:
+        """Give the larger of the inner backend's size and the size grown on hits."""
+        return max(inner_size, self._size)
+
+    def completed(self, job: Job) -> None:
+        """Learn from a job: all hits doubles the size, anything cold starts over."""
+        self._size = 1 if job.had_cold else min(self.MAX_SIZE, 2 * max(self._size, len(job.calls)))

@@ -1,0 +1,100 @@
+"""The joblib backend's options, checked, and the configuration that follows from them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final, Literal
+
+from joblib.parallel import BACKENDS, ParallelBackendBase
+
+from run_once.config import Config, load_config
+from run_once.errors import ConfigError
+
+IN_FLIGHT_CHOICES: Final = ("wait", "skip")
+
+_LOOKS_LIKE: Final = 0.75
+"""Similarity from which an unknown option is taken for a slip of one of ours."""
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """The options, by the same names in `parallel_config`, `Parallel` and the constructor.
+
+    Attributes:
+        inner: Name or instance of the joblib backend that runs the calls.
+        in_flight: "wait" for a call that another holds, or "skip" it: a `Skipped` comes back.
+        address: The lock server; None: as `run_once.config` finds it.
+        namespace: Prefix that keeps one project's keys apart from another's; None: configured.
+        version: Integer that is part of every key: raise it to compute everything again.
+        lease_s: Length of a lease in seconds; None: configured. Leases are kept alive.
+        max_attempts: Attempts after which a failing key is not tried again; 0: no limit.
+        key: Function of a call's arguments that gives its key, instead of the computed one.
+        ignore: Names of arguments that are no part of the key.
+        code: "source" makes the function's source part of the key; "none" does not.
+    """
+
+    inner: str | ParallelBackendBase = "loky"
+    in_flight: str = "wait"
+    address: str | None = None
+    namespace: str | None = None
+    version: int = 0
+    lease_s: float | None = None
+    max_attempts: int = 0
+    key: Callable[..., str] | None = None
+    ignore: Iterable[str] = ()
+    code: Literal["none", "source"] = "none"
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a server.
+
+        Raises:
+            ConfigError: A value that cannot be; the message names the option.
+        """
+        if self.in_flight not in IN_FLIGHT_CHOICES:
+            msg = f"in_flight={self.in_flight!r}: choose one of {', '.join(IN_FLIGHT_CHOICES)}"
+            raise ConfigError(msg)
+        if isinstance(self.inner, str) and self.inner not in BACKENDS:
+            known = ", ".join(sorted(set(BACKENDS) - {"run_once"}))
+            msg = f"inner={self.inner!r} is no joblib backend; known here: {known}"
+            raise ConfigError(msg)
+        if self.inner == "run_once" or getattr(self.inner, "is_run_once", False):
+            msg = 'inner="run_once": the inner backend must be another one, such as "loky"'
+            raise ConfigError(msg)
+
+
+OPTION_NAMES: Final = frozenset(field.name for field in fields(BackendOptions))
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part our options from the inner backend's.
+
+    Raises:
+        ConfigError: A name is none of ours but looks like one; inner backends swallow such names.
+    """
+    ours = {name: value for name, value in options.items() if name in OPTION_NAMES}
+    inner = {name: value for name, value in options.items() if name not in OPTION_NAMES}
+    for name in inner:
+        meant = difflib.get_close_matches(name, OPTION_NAMES, n=1, cutoff=_LOOKS_LIKE)
+        if meant:
+            raise ConfigError(f"no such option: {name}; did you mean {meant[0]}?")
+    return ours, inner
+
+
+def resolve(options: BackendOptions) -> Config:
+    """Read the configuration, and find or start the server, so that workers all use that one.
+
+    Raises:
+        ConfigError: It cannot be.
+    """
+    overrides: dict[str, Any] = {
+        name: value
+        for name, value in (
+            ("address", options.address),
+            ("namespace", options.namespace),
+            ("lease_s", options.lease_s),
+        )
+        if value is not None
+    }
+    return load_config(**overrides).resolved()

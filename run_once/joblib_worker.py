@@ -1,0 +1,177 @@
+"""One call of `joblib.Parallel` as a worker runs it: claim, run, store, complete.
+
+A `RemoteCall` stands where the user's function stood in joblib's batch, so every inner backend
+ships it, with the arguments beside it for the backend's own memory mapping. It never raises for the
+user's error: each item of a batch is committed by itself, and one that fails keeps the others.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cloudpickle
+
+from run_once.results import ResultStore
+from run_once.secret import Secret
+from run_once.task import Session, run_task
+
+if TYPE_CHECKING:
+    from run_once.config import Config
+    from run_once.lease import Lease
+
+_inside = threading.local()
+
+
+def is_inside_task() -> bool:
+    """Tell whether this thread runs the body of a claimed call; calls nested in it are plain."""
+    return getattr(_inside, "depth", 0) > 0
+
+
+@contextmanager
+def _inside_task() -> Iterator[None]:
+    _inside.depth = getattr(_inside, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _inside.depth -= 1
+
+
+class RemoteTracebackError(Exception):
+    """The worker's traceback, as text; the cause of the error that is raised here."""
+
+    def __init__(self, text: str) -> None:
+        """Keep the text."""
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        """Show the traceback below joblib's."""
+        return f'\n"""\n{self.text}"""'
+
+
+class Value(NamedTuple):
+    """The call ran here, and its completion is acknowledged; or its stored value was loaded."""
+
+    value: Any
+
+
+class Failure(NamedTuple):
+    """The call, or something around it, raised."""
+
+    error: BaseException
+    traceback_text: str = ""
+
+    def with_cause(self) -> BaseException:
+        """Give the error, with the worker's traceback as its cause."""
+        if self.traceback_text and self.error.__cause__ is None:
+            self.error.__cause__ = RemoteTracebackError(self.traceback_text)
+        return self.error
+
+
+class Elsewhere(NamedTuple):
+    """Another holds the key or completed it: look it up again.
+
+    Attributes:
+        state: The key's state (`KeyState`) as the server told it.
+    """
+
+    state: int
+
+
+Outcome = Value | Failure | Elsewhere
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """What every call of one `Parallel` has in common.
+
+    Attributes:
+        config: The resolved server address and the client's options.
+        lease_s: Length of a lease in seconds; it is kept alive while the call runs.
+        max_attempts: Attempts after which a key is not tried again; 0: no limit.
+        secret: What values are signed with, for workers on this machine: those of loky live on
+            while the environment changes. None: the worker has its own, since the secret does not
+            cross a network.
+    """
+
+    config: Config
+    lease_s: float
+    max_attempts: int
+    secret: Secret | None = None
+
+
+class RemoteCall:
+    """A user's function with its key; called with the user's arguments."""
+
+    def __init__(
+        self, func: Callable[..., Any], key: bytes, claim_id: bytes, options: TaskOptions
+    ) -> None:
+        """Make the call.
+
+        Args:
+            func: The user's function.
+            key: The key as stored.
+            claim_id: Chosen by the parent, so that it can free what a killed worker held.
+            options: See `TaskOptions`.
+        """
+        self.func = func
+        self.key = key
+        self.claim_id = claim_id
+        self.options = options
+
+    @classmethod
+    def new(cls, func: Callable[..., Any], key: bytes, options: TaskOptions) -> RemoteCall:
+        """Make a call with a claim id of its own."""
+        return cls(func, key, os.urandom(16), options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Outcome:
+        """Claim the key, run the function, store its value, complete the key.
+
+        Returns:
+            What became of it; a lost lease and a key held by another are `Elsewhere`.
+        """
+
+        def body(_lease: Lease) -> Any:
+            with _inside_task():
+                return self.func(*args, **kwargs)
+
+        options = self.options
+        try:
+            session = Session.get(options.config)
+            store = ResultStore(session.client, secret=options.secret)
+            outcome = run_task(
+                session,
+                self.key,
+                body,
+                ttl_s=options.lease_s,
+                keep_alive=True,
+                max_attempts=options.max_attempts,
+                store=store.store,
+                claim_id=self.claim_id,
+            )
+        except Exception as error:
+            return _failure(error)
+        if outcome.error is not None:
+            return _failure(outcome.error)
+        if outcome.is_completed:
+            return Value(outcome.value)
+        return Elsewhere(outcome.state)
+
+
+def _failure(error: BaseException) -> Failure:
+    """Make an error fit to travel; an unpicklable one becomes a RuntimeError with its text."""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    try:
+        cloudpickle.loads(cloudpickle.dumps(error))
+    except Exception:
+        substitute = RuntimeError(
+            f"{type(error).__name__}: {error} (the exception cannot be pickled)"
+        )
+        return Failure(substitute.with_traceback(error.__traceback__), text)
+    return Failure(error, text)

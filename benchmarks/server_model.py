@@ -43,7 +43,9 @@ class StreamClient:
     """Many requests on one stream."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stream = channel.stream_stream(f"/{SERVICE}/Stream")(metadata=(TOKEN,))
+        self._stream: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(
+            f"/{SERVICE}/Stream"
+        )(metadata=(TOKEN,))
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._next = 0
         self._writing = asyncio.Lock()
@@ -52,7 +54,8 @@ class StreamClient:
     async def call(self, op: str, body: bytes) -> bytes:
         """Send one request and wait for its answer."""
         self._next += 1
-        future = self._waiting[self._next] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting[self._next] = future
         frame = HEADER.pack(self._next, OPS[op]) + body
         async with self._writing:
             await self._stream.write(frame)
@@ -61,6 +64,7 @@ class StreamClient:
     async def _read(self) -> None:
         try:
             while (frame := await self._stream.read()) is not grpc.aio.EOF:
+                assert isinstance(frame, bytes)
                 self._waiting.pop(HEADER.unpack_from(frame)[0]).set_result(frame[HEADER.size :])
         except ENDED:
             pass

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import resource
 import signal
@@ -142,15 +143,15 @@ class Table:
             return self.committer.park(future)
         if op == OPS["Settle"] or (op == OPS["Claim"] and self.committer.pending < self._admit):
             return self.committer.submit(body, future, op == OPS["Settle"])
-        other = {OPS["Claim"]: lambda: REFUSED, OPS["Health"]: lambda: b"ok"}
-        future.set_result(other.get(op, lambda: usage(self.committer))())
+        other = {OPS["Claim"]: REFUSED, OPS["Health"]: b"ok"}
+        future.set_result(other[op] if op in other else usage(self.committer))
         return future
 
     def sync_call(self, op: int) -> Any:
         """A handler that keeps a thread until the answer is there."""
 
         def call(request: bytes, context: grpc.ServicerContext) -> bytes:
-            answer = self.start(op, request, futures.Future()).result()
+            answer: bytes = self.start(op, request, futures.Future()).result()
             if answer == REFUSED:
                 context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full")
             return answer
@@ -162,7 +163,7 @@ class Table:
         loop = asyncio.get_running_loop()
 
         async def call(request: bytes, context: Any) -> bytes:
-            answer = await self.start(op, request, loop.create_future())
+            answer: bytes = await self.start(op, request, loop.create_future())
             if answer == REFUSED:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full")
             return answer
@@ -173,12 +174,13 @@ class Table:
         """A handler for many requests on one stream, answered in the order they are ready."""
         loop = asyncio.get_running_loop()
 
+        def answer(outbox: Any, prefix: bytes, done: asyncio.Future[bytes]) -> None:
+            outbox.put_nowait(prefix + done.result())
+
         async def read(context: Any, outbox: asyncio.Queue[bytes | None]) -> None:
             while (frame := await context.read()) is not grpc.aio.EOF:
-                prefix, future = frame[: HEADER.size], loop.create_future()
-                future.add_done_callback(
-                    lambda done, prefix=prefix: outbox.put_nowait(prefix + done.result())
-                )
+                future = loop.create_future()
+                future.add_done_callback(functools.partial(answer, outbox, frame[: HEADER.size]))
                 self.start(frame[4], frame[HEADER.size :], future)
 
         async def stream(_: Any, context: Any) -> None:
@@ -194,7 +196,9 @@ class Table:
 
     def handlers(self, call: Callable[[int], Any], stream: Any = None) -> grpc.GenericRpcHandler:
         """All methods, with raw bytes on the wire."""
-        methods = {n: grpc.unary_unary_rpc_method_handler(call(op)) for n, op in OPS.items()}
+        methods: dict[str, Any] = {
+            n: grpc.unary_unary_rpc_method_handler(call(op)) for n, op in OPS.items()
+        }
         if stream:
             methods["Stream"] = grpc.stream_stream_rpc_method_handler(stream)
         return grpc.method_handlers_generic_handler(SERVICE, methods)

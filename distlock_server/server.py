@@ -40,8 +40,11 @@ from distlock_server.waits import Waits
 
 logger = logging.getLogger(__name__)
 
-DRAIN_S: Final = 2.5
+DRAIN_S: Final = 2.0
 """How long requests under way may take to finish once the server is asked to stop."""
+
+_FLUSH_S: Final = 0.1
+"""How long the last answers may take to reach their readers."""
 
 SWEEP_EVERY_S: Final = 3600.0
 """How often values that no record names are deleted."""
@@ -50,7 +53,10 @@ SWEEP_OLDER_THAN_S: Final = 600.0
 """Such values must be so old: an upload under way is none of them."""
 
 _READER_THREADS: Final = 4
-"""Threads for what reads much: lists, counts, patterns, values."""
+"""Threads for what reads a little: pages, counters, values."""
+
+_SCANNER_THREADS: Final = 2
+"""Threads for what may read the whole database, so that it does not hold up the others."""
 
 _MAX_SOCKET_PATH_BYTES: Final = 100
 """A little below what the smallest system allows for the path of a unix socket."""
@@ -140,6 +146,7 @@ class Server:
         self._idle_exit_s = idle_exit_s
         self._activity = Activity()
         self._executor = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
+        self._scanner = ThreadPoolExecutor(_SCANNER_THREADS, thread_name_prefix="scanner")
         self._started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -225,12 +232,19 @@ class Server:
         results = Results(self._blobs, calls, self._executor)
         add_LockTableServicer_to_server(
             LockTableService(
-                table, calls, waits, results, self._clock, self._executor, self._activity
+                table,
+                calls,
+                waits,
+                results,
+                self._clock,
+                self._executor,
+                self._scanner,
+                self._activity,
             ),
             server,
         )
         add_LockManagerServiceServicer_to_server(
-            LegacyService(table, calls, self._clock, self._executor, self._activity), server
+            LegacyService(table, calls, self._clock, self._scanner, self._activity), server
         )
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
@@ -310,8 +324,11 @@ class Server:
         if self._waits is not None:
             self._waits.close()
         await server.stop(DRAIN_S)
+        # A connection that is closed with requests unread is reset, and its last answers are lost.
+        await asyncio.sleep(_FLUSH_S)
         await asyncio.to_thread(table.close)
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._executor, self._scanner):
+            executor.shutdown(wait=False, cancel_futures=True)
         if self._listen.unix_socket is not None:
             self._listen.unix_socket.unlink(missing_ok=True)
 

@@ -63,6 +63,7 @@ class LockTableService(pb_grpc.LockTableServicer):
         results: Results,
         clock: Clock,
         executor: Executor,
+        scanner: Executor,
         activity: Activity,
     ) -> None:
         """Serve a table.
@@ -73,7 +74,8 @@ class LockTableService(pb_grpc.LockTableServicer):
             waits: Parks waits on it.
             results: Large values.
             clock: The table's clock.
-            executor: Runs what reads much, off the event loop.
+            executor: Runs what reads a little, off the event loop.
+            scanner: Runs what may read the whole database.
             activity: Counts requests.
         """
         self._table = table
@@ -82,6 +84,7 @@ class LockTableService(pb_grpc.LockTableServicer):
         self._results = results
         self._clock = clock
         self._executor = executor
+        self._scanner = scanner
         self.activity = activity
         self._started_ns = clock.now_ns()
 
@@ -211,16 +214,19 @@ class LockTableService(pb_grpc.LockTableServicer):
         end_ns = self._clock.now_ns() + request.timeout_ns
         with self._waits.park(keys) as parked:
             while True:
-                items, now_ns, revision = await self._calls.run(keys, look)
-                settled_ns = _settled_at_ns([item.record for item in items], n_wanted, now_ns)
-                wake_ns = min(settled_ns, end_ns)
-                if wake_ns <= now_ns or self._waits.is_closing:
-                    states = bytes(present_state(item.record, now_ns) for item in items)
-                    return pb.WaitReply(states=states, revision=revision)
-                pause_s = (wake_ns - now_ns) / 1e9
-                if self._table.is_shared:
-                    pause_s = min(pause_s, SHARED_LOOK_S)
-                await parked.sleep(pause_s)
+                seen = await self._calls.run(keys, look)
+                wake_ns = min(_settled_at_ns(seen, n_wanted), end_ns)
+                if wake_ns > seen.now_ns and not self._waits.is_closing:
+                    pause_s = (wake_ns - seen.now_ns) / 1e9
+                    if self._table.is_shared:
+                        pause_s = min(pause_s, SHARED_LOOK_S)
+                    await parked.sleep(pause_s)
+                    # A server that ends answers at once, with what was seen last.
+                    if not self._waits.is_closing:
+                        continue
+                now_ns = max(seen.now_ns, self._clock.now_ns())
+                states = bytes(present_state(item.record, now_ns) for item in seen.items)
+                return pb.WaitReply(states=states, revision=seen.revision)
 
     @guarded
     async def List(self, request: pb.ListRequest) -> pb.ListReply:
@@ -263,7 +269,7 @@ class LockTableService(pb_grpc.LockTableServicer):
         limits.check_text(request.namespace, limits.MAX_KEY_BYTES, "namespace")
         if request.prefix:
             end = prefix_end(request.prefix)
-            counts = await self._off_loop(partial(self._table.count_range, request.prefix, end))
+            counts = await self._scan(partial(self._table.count_range, request.prefix, end))
             is_complete = True
         else:
             namespace = request.namespace.encode()
@@ -337,6 +343,9 @@ class LockTableService(pb_grpc.LockTableServicer):
             uptime_ns=self._clock.now_ns() - self._started_ns,
         )
 
+    async def _scan(self, read: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._scanner, read)
+
     async def _off_loop(self, read: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, read)
 
@@ -347,10 +356,12 @@ def prefix_end(prefix: bytes) -> bytes:
     return stem[:-1] + bytes([stem[-1] + 1]) if stem else b""
 
 
-def _settled_at_ns(records: Sequence[Record], n_wanted: int, now_ns: int) -> int:
+def _settled_at_ns(seen: Items, n_wanted: int) -> int:
     """Tell when so many keys are settled if nobody does anything; by now: they are."""
-    ends = sorted(record.deadline_ns if isinstance(record, Held) else 0 for record in records)
-    return ends[n_wanted - 1] if ends else now_ns
+    ends = sorted(
+        item.record.deadline_ns if isinstance(item.record, Held) else 0 for item in seen.items
+    )
+    return ends[n_wanted - 1] if ends else seen.now_ns
 
 
 def _parse_settlement(message: pb.Settlement) -> Complete | Fail | Release:

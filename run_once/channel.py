@@ -112,8 +112,8 @@ class GrpcTransport:
         self, method: str, request: Message, reply_type: type[ReplyT], timeout_s: float
     ) -> ReplyT:
         """Send one request; see `Transport.call`. Signals interrupt the wait."""
-        _GATE.enter()
-        try:
+        try:  # an interrupt right behind enter() must not leave the call counted
+            _GATE.enter()
             return self._call(method, request, reply_type, timeout_s)
         finally:
             _GATE.leave()

@@ -355,8 +355,7 @@ class LockClient:
 
     def _settlement(self, item: Settlement) -> pb.Settlement:
         """Make the message of a settlement; only a text needs the server's limit."""
-        limit = self.limits().max_error_bytes if item.error else 0
-        return settlement_message(item, limit)
+        return settlement_message(item, self.limits().max_error_bytes if item.error else 0)
 
     def list(
         self,

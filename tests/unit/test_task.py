@@ -10,7 +10,7 @@ import pytest
 from distlock_proto import lock_table_pb2 as pb
 from distlock_server.clock import ManualClock
 from distlock_server.state import Done
-from run_once import task
+from run_once import session as session_module
 from run_once.client import LockClient
 from run_once.config import Config
 from run_once.errors import (
@@ -354,8 +354,8 @@ def test_close(session: Session, server: FakeServer, transport: FakeTransport) -
 
 def test_get(monkeypatch: pytest.MonkeyPatch) -> None:
     """One session serves all who mean the same server, and a child process gets its own."""
-    sessions = task._Sessions()
-    monkeypatch.setattr(task, "_SESSIONS", sessions)
+    sessions = session_module._Sessions()
+    monkeypatch.setattr(session_module, "_SESSIONS", sessions)
     config = Config(address="127.0.0.1:1", source="argument")
     session = Session.get(config)
     assert session.address == "127.0.0.1:1"

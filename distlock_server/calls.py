@@ -13,7 +13,8 @@ from typing import Any, TypeVar, cast
 
 from distlock_server.group import Group
 from distlock_server.limits import MAX_QUEUED_KEYS, MAX_QUEUED_REQUESTS, OverloadError
-from distlock_server.table import Pending, Table, Watch
+from distlock_server.pending import Pending, Watch
+from distlock_server.table import Table
 
 T = TypeVar("T")
 

@@ -120,7 +120,7 @@ class LegacyService(pb_grpc.LockManagerServiceServicer):
 
     def _fill(self, page: LockPage, start: bytes, end: bytes) -> None:
         while True:
-            read = self._table.list_page(start, end, _PIECE)
+            read = self._table.store.list_page(start, end, _PIECE)
             moment = Moment(self._clock.now_ns(), self._clock.wall_ns())
             if not page.add(read.records, moment) or not read.next_start:
                 return
@@ -131,7 +131,7 @@ class LegacyService(pb_grpc.LockManagerServiceServicer):
         """Count locks in a range of keys."""
         timer = _Timer()
         start, end = _parse_range(request)
-        counts = await self._off_loop(partial(self._table.count_range, start, end))
+        counts = await self._off_loop(partial(self._table.store.count_range, start, end))
         return pb.CountLocksResponse(
             expired=counts.expired,
             unexpired=counts.held,

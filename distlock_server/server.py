@@ -290,7 +290,7 @@ class Server:
 
     def _sweep(self, table: Table) -> None:
         n_removed = self._blobs.sweep(
-            lambda key, token: names_value(table.peek(key), token),
+            lambda key, token: names_value(table.store.peek(key), token),
             SWEEP_OLDER_THAN_S,
             self._clock.wall_ns() / 1e9,
         )
@@ -303,7 +303,7 @@ class Server:
         idle_since_s, n_started = loop.time(), -1
         while True:
             is_used = self._activity.in_flight > 0 or self._activity.started != n_started
-            if is_used or table.has_live_lease():
+            if is_used or table.store.has_live_lease():
                 idle_since_s, n_started = loop.time(), self._activity.started
             elif loop.time() - idle_since_s >= idle_exit_s:
                 self._on_end(Idle())

@@ -33,7 +33,8 @@ from distlock_server.messages import (
 from distlock_server.results import Results
 from distlock_server.state import Complete, Fail, Held, Record, Release, Storage
 from distlock_server.status import Activity, guarded
-from distlock_server.table import Page, Table
+from distlock_server.store import Page
+from distlock_server.table import Table
 from distlock_server.version import version
 from distlock_server.waits import SHARED_LOOK_S, Waits
 
@@ -251,7 +252,7 @@ class LockTableService(pb_grpc.LockTableServicer):
         start, n_bytes = request.start_key, 0
         while True:
             n_wanted = min(piece, limit - len(records))
-            page = self._table.list_page(start, request.end_key, n_wanted, only)
+            page = self._table.store.list_page(start, request.end_key, n_wanted, only)
             for key, record in page.records:
                 n_bytes += info_size(key, record, want_result=request.want_results)
                 if records and n_bytes > limits.MAX_REPLY_BYTES:
@@ -269,11 +270,11 @@ class LockTableService(pb_grpc.LockTableServicer):
         limits.check_text(request.namespace, limits.MAX_KEY_BYTES, "namespace")
         if request.prefix:
             end = prefix_end(request.prefix)
-            counts = await self._scan(partial(self._table.count_range, request.prefix, end))
+            counts = await self._scan(partial(self._table.store.count_range, request.prefix, end))
             is_complete = True
         else:
             namespace = request.namespace.encode()
-            counts, is_complete = await self._off_loop(partial(self._table.count, namespace))
+            counts, is_complete = await self._off_loop(partial(self._table.store.count, namespace))
         return pb.CountReply(
             done=counts.done,
             held=counts.held,

@@ -91,7 +91,7 @@ class Held:
 
     @property
     def counted_attempts(self) -> int:
-        """Attempts that stay counted if the lease runs out: a start counts, a claim ahead does not."""
+        """Attempts that stay counted if the lease runs out: a claim ahead does not count."""
         return self.attempts - 1 if self.ahead else self.attempts
 
 
@@ -170,7 +170,7 @@ class Claim:
         max_attempts: Do not grant at or over so many attempts; 0: no limit.
         ahead: The holder is not ready to start.
         data: Opaque bytes of a 2021 client.
-        may_grant: False once the request's limit on grants is reached: only a repetition is granted.
+        may_grant: False once the request's limit on grants is reached; a repetition is granted.
     """
 
     claim_id: bytes
@@ -254,9 +254,7 @@ class Invalidate:
     token: int
 
 
-Command: TypeAlias = (
-    Claim | Renew | Complete | Fail | Release | Lookup | Reset | Seize | Invalidate
-)
+Command: TypeAlias = Claim | Renew | Complete | Fail | Release | Lookup | Reset | Seize | Invalidate
 
 
 class Answer(enum.Enum):
@@ -424,7 +422,7 @@ def _complete(record: Record, command: Complete, stamp: Stamp) -> _Step:
     return done, _COMPLETED
 
 
-def _give_up(record: Record, command: Fail | Release, stamp: Stamp) -> _Step | None:
+def _give_up(record: Record, command: Fail | Release) -> _Step | None:
     """Do what fail and release share; None if the command's own row applies."""
     if isinstance(record, Failed):
         is_same = record.claim_id == command.claim_id and record.token == command.token
@@ -438,7 +436,7 @@ def _give_up(record: Record, command: Fail | Release, stamp: Stamp) -> _Step | N
 
 def _fail(record: Record, command: Fail, stamp: Stamp) -> _Step:
     """Fail: the key may be claimed again, and its attempt counts."""
-    shared = _give_up(record, command, stamp)
+    shared = _give_up(record, command)
     if shared is not None:
         return shared
     if not isinstance(record, Held):
@@ -456,7 +454,7 @@ def _fail(record: Record, command: Fail, stamp: Stamp) -> _Step:
 
 def _release(record: Record, command: Release, stamp: Stamp) -> _Step:
     """Release: the attempt is given back; earlier attempts and their error stay known."""
-    shared = _give_up(record, command, stamp)
+    shared = _give_up(record, command)
     if shared is not None:
         return shared
     if not isinstance(record, Held) or record.attempts <= 1:
@@ -473,12 +471,12 @@ def _release(record: Record, command: Release, stamp: Stamp) -> _Step:
     return failed, _RELEASED
 
 
-def _lookup(record: Record, command: Lookup, stamp: Stamp) -> _Step:
+def _lookup(record: Record, command: Lookup, stamp: Stamp) -> _Step:  # noqa: ARG001 - as all steps
     """Lookup: changes nothing."""
     return record, _FOUND
 
 
-def _reset(record: Record, command: Reset, stamp: Stamp) -> _Step:
+def _reset(record: Record, command: Reset, stamp: Stamp) -> _Step:  # noqa: ARG001 - as all steps
     """Reset: anything becomes absent, but not what is newer than the caller has seen."""
     if record is not None and record.revision > command.max_revision:
         return record, _KEPT
@@ -511,7 +509,7 @@ def _seize(record: Record, command: Seize, stamp: Stamp) -> _Step:
     return held, _SEIZED
 
 
-def _invalidate(record: Record, command: Invalidate, stamp: Stamp) -> _Step:
+def _invalidate(record: Record, command: Invalidate, stamp: Stamp) -> _Step:  # noqa: ARG001 - as all steps
     """Invalidate: done becomes absent, for the token whose result was found unusable."""
     if isinstance(record, Done) and record.token == command.token:
         return None, _RESET

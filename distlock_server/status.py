@@ -19,8 +19,8 @@ from distlock_server.blobs import (
 from distlock_server.codec import CodecError
 from distlock_server.engines.base import EngineError
 from distlock_server.limits import OverloadError, RequestError
+from distlock_server.pending import ContendedError, StorageError, TableClosedError
 from distlock_server.results import DamagedError, NotHeldError, NotUploadedError
-from distlock_server.table import ContendedError, StorageError, TableClosedError
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from distlock_server.limits import MAX_WAITED_KEYS, MAX_WAITS, OverloadError
-from distlock_server.table import Table, Watch
+from distlock_server.pending import Watch
+from distlock_server.table import Table
 
 LOOK_PAUSE_PER_KEY_S: Final = 20e-6
 """A wait looks at its keys again no sooner than this long per key: many changes cost one look."""

@@ -10,12 +10,9 @@ from distlock_server import batch, state
 from distlock_server.clock import ManualClock
 from distlock_server.engines.base import Meta, Swap
 from distlock_server.engines.memory import MemoryEngine, MemoryStore
+from distlock_server.pending import Pending, Watch
 from distlock_server.state import Answer
-from distlock_server.table import (
-    Pending,
-    Table,
-    Watch,
-)
+from distlock_server.table import Table
 
 SECOND = 10**9
 TTL = 10 * SECOND

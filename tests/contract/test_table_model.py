@@ -24,8 +24,9 @@ from distlock_server import batch, state
 from distlock_server.clock import ManualClock
 from distlock_server.codec import Kind
 from distlock_server.engines.memory import MemoryEngine, MemoryStore
+from distlock_server.pending import Pending, Watch
 from distlock_server.state import Done, Held, Record, Result, Storage
-from distlock_server.table import Pending, Table, Watch
+from distlock_server.table import Table
 from tests.contract.plain_model import PlainModel
 
 SECOND = 10**9
@@ -270,7 +271,7 @@ class TableMachine(RuleBasedStateMachine):
             listed: list[tuple[bytes, Record]] = []
             start = b""
             while True:
-                page = self.table.list_page(start, b"", 2, only)
+                page = self.table.store.list_page(start, b"", 2, only)
                 listed += page.records
                 start = page.next_start
                 if not start:
@@ -299,11 +300,11 @@ class TableMachine(RuleBasedStateMachine):
                 expired,
                 kinds.count("failed"),
             )
-            counts, is_complete = self.table.count(namespace)
+            counts, is_complete = self.table.store.count(namespace)
             assert tuple(counts) == expected
             assert is_complete
             if prefix is not None:
-                assert tuple(self.table.count_range(prefix, b"\x1ens\x20")) == expected
+                assert tuple(self.table.store.count_range(prefix, b"\x1ens\x20")) == expected
 
 
 TestTableModel = TableMachine.TestCase

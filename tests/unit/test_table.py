@@ -12,11 +12,8 @@ import pytest
 from distlock_server import batch, state
 from distlock_server.codec import CodecError, Kind
 from distlock_server.engines.base import EngineError
+from distlock_server.pending import StorageError, TableClosedError
 from distlock_server.state import Answer, Held
-from distlock_server.table import (
-    StorageError,
-    TableClosedError,
-)
 from tests.stepped_table import ID, OTHER, TTL, Setup
 
 
@@ -86,7 +83,7 @@ def test_a_request_that_raises_stands_alone(setup: Setup) -> None:
     with pytest.raises(ZeroDivisionError):
         bad.result()
     assert good.result().items[0].record.token == 1
-    assert setup.table.peek(b"a") is None
+    assert setup.table.store.peek(b"a") is None
 
 
 def test_keys_that_were_not_named_are_read(setup: Setup) -> None:
@@ -149,7 +146,7 @@ def test_renewals_that_must_be_stored(setup: Setup, command: dict[str, Any]) -> 
     setup.engine.n_commits = 0
     assert setup.apply(b"a", renew) is Answer.RENEWED
     assert setup.engine.n_commits == 1
-    reopened = setup.reopened().table.peek(b"a")
+    reopened = setup.reopened().table.store.peek(b"a")
     assert isinstance(reopened, Held)
     assert (reopened.ttl_ns, reopened.ahead) == (command["ttl_ns"], "started" not in command)
 
@@ -181,7 +178,7 @@ def test_renewals_during_a_write_are_kept(setup: Setup) -> None:
 
     setup.engine.before = renew
     setup.hold(b"c")
-    record = setup.table.peek(b"a")
+    record = setup.table.store.peek(b"a")
     assert isinstance(record, Held)
     assert record.deadline_ns == setup.clock.now_ns() + TTL
 
@@ -256,9 +253,9 @@ def test_damaged_record_is_one_requests_error(setup: Setup) -> None:
     with pytest.raises(CodecError, match="bad"):
         bad.result()
     assert good.result().items[0].answer is Answer.GRANTED
-    assert setup.table.peek(b"good1") is None
+    assert setup.table.store.peek(b"good1") is None
     with pytest.raises(CodecError):
-        setup.table.peek(b"bad")
+        setup.table.store.peek(b"bad")
 
 
 # -- lists ---------------------------------------------------------------------------------------
@@ -268,13 +265,13 @@ def test_list_ranges(setup: Setup) -> None:
     """Ranges are half-open, pages say where the next one starts, done keys have no index."""
     for key in (b"a", b"b", b"c", b"d"):
         setup.hold(key)
-    page = setup.table.list_page(b"b", b"d", 1)
+    page = setup.table.store.list_page(b"b", b"d", 1)
     assert ([key for key, _ in page.records], page.next_start) == ([b"b"], b"c")
-    page = setup.table.list_page(b"c", b"d", 9, Kind.HELD)
+    page = setup.table.store.list_page(b"c", b"d", 9, Kind.HELD)
     assert ([key for key, _ in page.records], page.next_start) == ([b"c"], b"")
-    assert setup.table.list_page(b"x", b"a", 9).records == []
+    assert setup.table.store.list_page(b"x", b"a", 9).records == []
     with pytest.raises(ValueError, match="done"):
-        setup.table.list_page(b"", b"", 9, Kind.DONE)
+        setup.table.store.list_page(b"", b"", 9, Kind.DONE)
 
 
 def test_list_of_an_index_goes_on_over_gaps(setup: Setup) -> None:
@@ -282,7 +279,7 @@ def test_list_of_an_index_goes_on_over_gaps(setup: Setup) -> None:
     for key in (b"a", b"b", b"c", b"d"):
         setup.apply(key, state.Fail(ID, setup.hold(key)))
     setup.store.write({b"a": None})
-    page = setup.table.list_page(b"", b"", 2, Kind.FAILED)
+    page = setup.table.store.list_page(b"", b"", 2, Kind.FAILED)
     assert ([key for key, _ in page.records], page.next_start) == ([b"b"], b"c")
 
 
@@ -292,11 +289,11 @@ def test_held_keys_are_read_with_their_deadline(setup: Setup) -> None:
     setup.clock.advance(5)
     setup.table.try_renew(b"a", state.Renew(ID, token, TTL))
     for _, record in (
-        *setup.table.list_page(b"", b"", 9).records,
-        *setup.table.list_page(b"", b"", 9, Kind.HELD).records,
+        *setup.table.store.list_page(b"", b"", 9).records,
+        *setup.table.store.list_page(b"", b"", 9, Kind.HELD).records,
     ):
         assert isinstance(record, Held)
         assert record.deadline_ns == setup.clock.now_ns() + TTL
-    assert setup.table.has_live_lease()
+    assert setup.table.store.has_live_lease()
     setup.clock.advance(10)
-    assert not setup.table.has_live_lease()
+    assert not setup.table.store.has_live_lease()

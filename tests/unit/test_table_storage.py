@@ -14,11 +14,9 @@ from distlock_server.clock import ManualClock
 from distlock_server.codec import Kind
 from distlock_server.engines.base import EngineError
 from distlock_server.engines.memory import MemoryStore
+from distlock_server.pending import ContendedError
 from distlock_server.state import Answer, Done, Held
-from distlock_server.table import (
-    ContendedError,
-    Table,
-)
+from distlock_server.table import Table
 from tests.stepped_table import ID, OTHER, SECOND, TTL, CountingEngine, Setup
 
 
@@ -35,7 +33,7 @@ def test_crash_runs_leases_anew(setup: Setup) -> None:
     """After a crash a lease runs for its whole ttl, expired or not."""
     setup.hold(b"a")
     setup.clock.advance(100)
-    record = setup.reopened().table.peek(b"a")
+    record = setup.reopened().table.store.peek(b"a")
     assert isinstance(record, Held)
     assert record.deadline_ns == setup.clock.now_ns() + TTL
 
@@ -47,7 +45,7 @@ def test_clean_end_keeps_expired(setup: Setup) -> None:
     setup.hold(b"b")
     setup.table.close()
     fresh = setup.reopened()
-    assert fresh.table.count(b"")[0] == (0, 1, 1, 0)
+    assert fresh.table.store.count(b"")[0] == (0, 1, 1, 0)
 
 
 def test_late_renewal_after_a_clean_end_is_stored(setup: Setup) -> None:
@@ -60,7 +58,7 @@ def test_late_renewal_after_a_clean_end_is_stored(setup: Setup) -> None:
     assert second.table.try_renew(b"a", renew) is None
     assert second.apply(b"a", renew) is Answer.RENEWED
     third = setup.reopened()
-    record = third.table.peek(b"a")
+    record = third.table.store.peek(b"a")
     assert isinstance(record, Held)
     assert not record.is_expired(third.clock.now_ns())
 
@@ -82,7 +80,7 @@ def test_token_of_a_cancelled_grant_is_not_given_again(setup: Setup) -> None:
     setup.table.submit([b"a"], partial(batch.apply_each, commands=[(b"a", state.Release(ID, 1))]))
     setup.table.step_once()
     assert granted.result().items[0].record.token == 1
-    assert setup.table.peek(b"a") is None
+    assert setup.table.store.peek(b"a") is None
     assert setup.reopened().hold(b"b") == 2
 
 
@@ -153,7 +151,7 @@ def test_shared_deadlines_are_in_the_records() -> None:
     assert one.table.try_renew(b"a", state.Renew(ID, token, TTL)) is None
     one.clock.advance(3)
     assert one.apply(b"a", state.Renew(ID, token, TTL)) is Answer.RENEWED
-    record = two.table.peek(b"a")
+    record = two.table.store.peek(b"a")
     assert isinstance(record, Held)
     assert record.deadline_ns == one.clock.now_ns() + TTL
     pending = two.claim(b"a", claim_id=OTHER)
@@ -184,7 +182,7 @@ def test_old_database_is_counted_by_and_by(monkeypatch: pytest.MonkeyPatch) -> N
         {b"h1": lock_2021(b"h1", 100, wall_s - 10), b"h2": lock_2021(b"h2", 5, wall_s - 10)}
     )
     setup = Setup(store, clock)
-    assert setup.table.count(b"") == ((0, 0, 0, 0), False)
+    assert setup.table.store.count(b"") == ((0, 0, 0, 0), False)
     assert setup.table.step_once()  # one piece: d0, d1, d2
     setup.apply(b"d0", state.Reset(9))  # counted already
     setup.apply(b"d7", state.Reset(9))  # not yet
@@ -193,8 +191,8 @@ def test_old_database_is_counted_by_and_by(monkeypatch: pytest.MonkeyPatch) -> N
     setup = setup.reopened()
     while setup.table.step_once():
         pass
-    assert setup.table.count(b"") == ((6, 3, 0, 0), True)
-    assert setup.table.count_range(b"", b"") == (6, 3, 0, 0)
-    listed = [key for key, _ in setup.table.list_page(b"", b"", 9, Kind.HELD).records]
+    assert setup.table.store.count(b"") == ((6, 3, 0, 0), True)
+    assert setup.table.store.count_range(b"", b"") == (6, 3, 0, 0)
+    listed = [key for key, _ in setup.table.store.list_page(b"", b"", 9, Kind.HELD).records]
     assert listed == [b"h1", b"h2", b"new-and-above"]
-    assert isinstance(setup.table.peek(b"d1"), Done)
+    assert isinstance(setup.table.store.peek(b"d1"), Done)

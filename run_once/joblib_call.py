@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import time
 import warnings
@@ -50,9 +51,9 @@ class BoundCall:
         self._options = options
         self._inner_kwargs = inner_kwargs
         self._config = resolve(options)
-        self._secret = load_secret()
+        self._secret = load_secret(configured=self._config.secret)
         self._task_options = TaskOptions(
-            config=self._config,
+            config=dataclasses.replace(self._config, secret=None),
             lease_s=self._config.lease_s,
             max_attempts=options.max_attempts,
             secret=self._secret if isinstance(self.inner, _LOCAL_BACKENDS) else None,

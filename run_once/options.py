@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from run_once.errors import ConfigError
 from run_once.keys import NAMESPACE_END, NAMESPACE_START
+from run_once.secret import MIN_SECRET_CHARS
 
 DEFAULT_PORT: Final = 22113
 MAX_OWNER_BYTES: Final = 200
@@ -18,7 +19,6 @@ MAX_OWNER_BYTES: Final = 200
 _MAX_PORT: Final = 65535
 _MIN_LEASE_S: Final = 0.01
 _MAX_DURATION_S: Final = 365 * 86_400.0
-_MIN_SECRET_CHARS: Final = 8
 
 
 class BadValueError(Exception):
@@ -102,8 +102,8 @@ def _owner(value: Any) -> str:
 def _secret(value: Any) -> str:
     """Check the secret."""
     text = _text(value)
-    if len(text) < _MIN_SECRET_CHARS:
-        raise BadValueError(f"at least {_MIN_SECRET_CHARS} characters are needed")
+    if len(text) < MIN_SECRET_CHARS:
+        raise BadValueError(f"at least {MIN_SECRET_CHARS} characters are needed")
     return text
 
 

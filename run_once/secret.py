@@ -68,11 +68,14 @@ def secret_path(environ: Mapping[str, str] | None = None) -> Path:
     return Path(platformdirs.user_config_dir("run-once", appauthor=False)) / _FILE_NAME
 
 
-def load_secret(environ: Mapping[str, str] | None = None) -> Secret:
+def load_secret(
+    environ: Mapping[str, str] | None = None, *, configured: str | None = None
+) -> Secret:
     """Return the secret: ``RUN_ONCE_SECRET``, else the file's; made now if there is none yet.
 
     Args:
         environ: Environment variables; None is this process's.
+        configured: The option `secret`, which comes before both; None: not given.
 
     Returns:
         The secret, kept for the life of the process.
@@ -81,6 +84,8 @@ def load_secret(environ: Mapping[str, str] | None = None) -> Secret:
         ConfigError: It is too short, or its file cannot be read or made.
     """
     environ = os.environ if environ is None else environ
+    if configured:
+        return _checked(configured, "the option secret")
     text = environ.get("RUN_ONCE_SECRET")
     if text:
         return _checked(text, "RUN_ONCE_SECRET")

@@ -1,0 +1,16 @@
+"""All benchmarks, one after another: `make bench`. Tables on the terminal, JSON in results/."""
+
+from __future__ import annotations
+
+from benchmarks import joblib_calls, loop
+
+
+def main() -> None:
+    """Run them."""
+    loop.main()
+    joblib_calls.main()
+    print("\nThe server models are measured by: python benchmarks/server_model.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -22,8 +22,10 @@ def lock_server() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="run-once-bench-") as folder:
         port_file = Path(folder) / "port"
         server = subprocess.Popen(
-            [sys.executable, "-m", "distlock_server", f"--db={folder}/db", "--port=0"]
-            + [f"--port_file={port_file}", "--log_level=warning"]
+            [
+                *(sys.executable, "-m", "distlock_server", f"--db={folder}/db"),
+                *("--port=0", f"--port_file={port_file}", "--log_level=warning"),
+            ]
         )
         try:
             deadline_s = time.monotonic() + 30

@@ -1,6 +1,6 @@
 """What does the backend cost beside plain loky, and what does a hit cost beside joblib.Memory?
 
-python -m benchmarks.joblib_calls
+python benchmarks/joblib_calls.py
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 import joblib
 
 import run_once  # noqa: F401 - registers the backend
-from benchmarks.common import lock_server, medians, seconds, show
+from common import lock_server, medians, seconds, show
 
 TASKS = 400
 HITS = 5_000

@@ -1,6 +1,6 @@
 """How much does the loop cost? `DistributedIterator` with an empty body, cold and done.
 
-python -m benchmarks.loop
+python benchmarks/loop.py
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import itertools
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import lock_server, medians, seconds, show
+from common import lock_server, medians, seconds, show
 from run_once import DistributedIterator
 
 COLD = 1_000

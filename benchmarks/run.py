@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import joblib_calls, loop
+import joblib_calls
+import loop
 
 
 def main() -> None:

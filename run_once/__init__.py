@@ -42,15 +42,16 @@ if TYPE_CHECKING:
     )
     from run_once.iterator import DistributedIterator
     from run_once.joblib_lookup import Skipped
-    from run_once.legacy_api import at_most_every, count_keys_by_prefix, search_keys_by_prefix
     from run_once.lease import Lease, LeaseHandle
-    from run_once.live import LiveItem, lease_of, notify_failure, notify_success
+    from run_once.legacy_api import at_most_every, count_keys_by_prefix, search_keys_by_prefix
+    from run_once.live import LiveItem, lease_of
+    from run_once.notify import notify_failure, notify_success
 
 _HOMES: Final = {
     # the loop
     "DistributedIterator": "iterator",
-    "notify_success": "live",
-    "notify_failure": "live",
+    "notify_success": "notify",
+    "notify_failure": "notify",
     "lease_of": "live",
     "LiveItem": "live",
     # the function

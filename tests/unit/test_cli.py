@@ -42,7 +42,9 @@ def test_help_is_quick() -> None:
         "print(sorted({'grpc', 'google.protobuf', 'joblib', 'numpy', 'tqdm'} & set(sys.modules)))"
     )
     started_s = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     took_s = time.perf_counter() - started_s
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
     assert "reset" in done.stdout
@@ -139,9 +141,7 @@ def test_where_unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "a job on 4 nodes" in result.output
 
 
-def test_where_listening(
-    configured_server: InprocServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_listening(configured_server: InprocServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that listens at the usual address comes before this machine's own."""
     monkeypatch.delenv("RUN_ONCE_ADDRESS")
     monkeypatch.setattr(local, "DEFAULT_ADDRESS", configured_server.address)

@@ -1,16 +1,12 @@
 """The loop: what is handed out, what it is settled as, and what happens when it is left."""
 
-# ruff: noqa: PT012, PT031 (loops are left and leases lost in the middle of a block)
-
 from __future__ import annotations
 
 import itertools
 import os
 import random
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -20,19 +16,15 @@ from run_once import (
     ConfigError,
     DistributedIterator,
     KeyTypeError,
-    LeaseLostError,
-    LeaseLostWarning,
     NotHeldError,
     ServerUnavailableError,
-    lease_of,
     notify_failure,
     notify_success,
 )
-from run_once.config import load_config
 from run_once.key_pass import MAX_CHUNK_KEYS
 from run_once.loop import Loop
 from run_once.task import Session
-from tests.other_client import Other, until
+from tests.other_client import Other
 from tests.servers import InprocServer
 
 ABSENT, DONE, FAILED = pb.KEY_STATE_ABSENT, pb.KEY_STATE_DONE, pb.KEY_STATE_FAILED
@@ -289,3 +281,23 @@ def test_a_forked_child_leaves_the_parents_lease_alone(other: Other) -> None:
     assert other.states("a") == [BUSY]
     assert list(loop) == ["b"]
     assert other.states("a", "b") == [DONE, DONE]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_goes_on_with_claims_of_its_own(other: Other) -> None:
+    """A child that goes on with the loop works as another process: the parent's item stays."""
+    loop = iter(DistributedIterator(["a", "b"]))
+    assert next(loop) == "a"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = 0 if list(loop) == ["b"] else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert other.states("a", "b") == [BUSY, DONE]
+    assert list(loop) == []
+    assert other.states("a") == [DONE]

@@ -4,12 +4,7 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import random
 import threading
-import warnings
-from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -17,20 +12,15 @@ import pytest
 
 from distlock_proto import lock_table_pb2 as pb
 from run_once import (
-    ConfigError,
     DistributedIterator,
-    KeyTypeError,
     LeaseLostError,
     LeaseLostWarning,
     NotHeldError,
-    ServerUnavailableError,
     lease_of,
     notify_failure,
     notify_success,
 )
 from run_once.config import load_config
-from run_once.key_pass import MAX_CHUNK_KEYS
-from run_once.loop import Loop
 from run_once.task import Session
 from tests.other_client import Other, until
 from tests.servers import InprocServer
@@ -173,6 +163,22 @@ def test_lost_is_one_warning_and_a_count(configured_server: InprocServer, other:
     assert loop.counts.completed == 1
     assert len(caught) == 1
     assert caught[0].filename == __file__
+
+
+def test_lost_while_working(configured_server: InprocServer, other: Other) -> None:
+    """A loss that the keeper hears of shows in `held`, and is warned of at the next item."""
+    loop = DistributedIterator(["a", "b"])
+    with pytest.warns(LeaseLostWarning, match="'a'"):
+        for item in loop:
+            if item == "a":
+                lease = lease_of(item)
+                assert lease.held
+                configured_server.advance(200)
+                other.claim(item)
+                session = Session.get(load_config())
+                session.keeper.step(session.client.clock.now_ns() + 100_000_000_000)
+                assert not lease.held
+    assert (loop.counts.lost, loop.counts.completed) == (1, 1)
 
 
 def test_lost_with_wait_is_done_again(configured_server: InprocServer, other: Other) -> None:

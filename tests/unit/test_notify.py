@@ -5,11 +5,15 @@ from __future__ import annotations
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distlock_proto import lock_table_pb2 as pb
+from distlock_server.clock import ManualClock
+from distlock_server.engines.memory import MemoryEngine
 from run_once import (
     AlreadyDoneError,
     AmbiguousKeyError,
@@ -21,7 +25,9 @@ from run_once import (
     notify_failure,
     notify_success,
 )
+from run_once.config import load_config
 from run_once.live import registry
+from run_once.task import Session
 from tests.other_client import Other
 from tests.servers import InprocServer
 
@@ -160,3 +166,42 @@ def test_handle_settles_from_elsewhere(other: Other) -> None:
         else:
             notify_failure(handle, "no luck")
     assert other.states("a", "b") == [DONE, FAILED]
+
+
+def test_parent_forgets_what_a_handle_settled(other: Other) -> None:
+    """What was settled elsewhere by a handle is forgotten here with the next renewal: no loss."""
+    loop = DistributedIterator(["a"], settle="explicit")
+    (item,) = loop
+    handle = lease_of(item).handle
+    session = Session.get(load_config())
+    assert not session.complete(handle).is_lost
+    session.keeper.step(session.client.clock.now_ns() + 100_000_000_000)
+    with pytest.raises(NotHeldError):
+        notify_success(item)
+    assert loop.counts.lost == 0
+    assert other.states("a") == [DONE]
+
+
+def test_same_key_on_two_servers(
+    other: Other, tmp_path: Path, cleanup: ExitStack, manual_clock: ManualClock
+) -> None:
+    """Equal keys on two servers are two keys."""
+    second = InprocServer(MemoryEngine(), tmp_path / "second", manual_clock)
+    cleanup.callback(second.close)
+    loops = [DistributedIterator(["a"]), DistributedIterator(["a"], address=second.address)]
+    running = [iter(loop) for loop in loops]
+    assert [next(loop) for loop in running] == ["a", "a"]
+    with pytest.raises(AmbiguousKeyError):
+        notify_success("a")
+    for loop in running:
+        loop.close()
+
+
+def test_told_loss_is_not_told_again(configured_server: InprocServer, other: Other) -> None:
+    """A loop does not warn of a loss that `notify_success` raised before."""
+    for item in DistributedIterator(["a", "b"]):
+        if item == "a":
+            configured_server.advance(200)
+            other.claim(item)
+            with pytest.raises(LeaseLostError):
+                notify_success(item)

@@ -1,0 +1,169 @@
+"""One pass of a loop: settle the last item, claim the next, and give all back when it is left.
+
+A `for` holds the only reference to its `Loop`, so that leaving it in any way drops and closes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
+
+from run_once.config import Config
+from run_once.errors import LeaseLostWarning
+from run_once.exit_signals import ExitSignals
+from run_once.key_pass import Counts, KeyPass
+from run_once.live import LiveItem, Outcome, registry, release_all, show
+from run_once.progress import Progress
+from run_once.readahead import ADVICE, ReadAheadWatch
+from run_once.task import Session
+from run_once.warn import warn_user
+
+ItemT = TypeVar("ItemT")
+
+
+class Loop(Iterator[ItemT]):
+    """One pass: `next` settles the last item and claims another; closed when it is dropped.
+
+    Asking from several threads is allowed where settling is explicit. A forked child goes on with
+    leases of its own.
+    """
+
+    def __init__(
+        self, begin: Callable[[], KeyPass[ItemT]], config: Config, *, is_explicit: bool
+    ) -> None:
+        """Prepare a pass; it begins with the first item that is asked for.
+
+        Args:
+            begin: Connects and begins to read.
+            config: The options.
+            is_explicit: Asking for the next item settles nothing.
+        """
+        self._begin = begin
+        self._config = config
+        self._is_explicit = is_explicit
+        self._pass: KeyPass[ItemT] | None = None
+        self._progress: Progress | None = None
+        self._current: LiveItem[ItemT] | None = None
+        self._is_closed = False
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._watch = ReadAheadWatch()
+        self._has_warned_ahead = is_explicit
+        self._has_warned_lost = False
+        self._has_signals = False
+
+    def __next__(self) -> ItemT:
+        if not self._has_warned_ahead:
+            suspicion = self._watch.suspicion()
+            if not suspicion and not self._lock.acquire(blocking=False):
+                suspicion = "an item is asked for while another request for one is under way"
+            elif not suspicion:
+                self._lock.release()
+            if suspicion:
+                self._has_warned_ahead = True
+                warn_user(f"{suspicion}; {ADVICE}")
+        live = self.claim_next()
+        if live is None:
+            raise StopIteration
+        return live.item
+
+    def claim_next(self) -> LiveItem[ItemT] | None:
+        """Settle the last item, if that is implicit, and claim the next one.
+
+        Returns:
+            The item; None if nothing is left.
+        """
+        self._after_fork()
+        with self._lock:
+            if self._is_closed:
+                return None
+            try:
+                running = self._pass or self._start()
+                self._settle_current(running)
+                live = running.claim_next()
+            except BaseException:
+                self.close()
+                raise
+            if live is None:
+                self.close()
+            else:
+                live.is_current = True
+                self._current = live
+            return live
+
+    def close(self) -> None:
+        """Leave the loop: give the current item back, put signal handlers back, end the bar."""
+        if self._is_closed or self._pid != os.getpid():
+            return
+        with self._lock:
+            self._is_closed = True
+            live, self._current = self._current, None
+            try:
+                if live is not None and not self._is_explicit:
+                    release_all([live])
+                    registry().remove(live)
+            finally:
+                if self._has_signals:
+                    self._has_signals = False
+                    _EXIT_SIGNALS.leave()
+                if self._progress is not None:
+                    self._progress.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # __init__ did not come far
+            self.close()
+
+    def _start(self) -> KeyPass[ItemT]:
+        """Begin the pass."""
+        self._pass = self._begin()
+        self._has_signals = _EXIT_SIGNALS.enter()
+        if self._config.progress:
+            self._progress = Progress.start(self._pass, self._config)
+        return self._pass
+
+    def _settle_current(self, running: KeyPass[ItemT]) -> None:
+        """Settle the last item as done, unless it was settled or that is for the caller to do."""
+        live, self._current = self._current, None
+        if live is None:
+            return
+        if not self._is_explicit and live.outcome is None:
+            self._current = live  # if the server cannot be reached, it is given back
+            live.complete()
+            self._current = None
+        live.is_current = False
+        if not self._is_explicit and live.outcome is Outcome.LOST:
+            registry().remove(live)
+            self._warn_lost(live, running.counts)
+        elif live.outcome is not None and live.outcome is not Outcome.LOST:
+            registry().remove(live)
+
+    def _warn_lost(self, live: LiveItem[ItemT], counts: Counts) -> None:
+        """Warn of the first lost lease; the others are counted."""
+        if self._has_warned_lost or live.is_loss_told:
+            return
+        self._has_warned_lost = True
+        warn_user(
+            f"the lease on key {show(live.key)} was lost, so this run of it was not accepted: this "
+            "process was paused or cut off for longer than the lease, and another was granted the "
+            f"key. The loop goes on; lost so far: {counts.lost}",
+            LeaseLostWarning,
+        )
+
+    def _after_fork(self) -> None:
+        """In a forked child, leave the parent's item alone and go on with claims of its own."""
+        if self._pid == os.getpid():
+            return
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._current = None
+        self._progress = None
+        self._has_signals = False
+        if self._pass is not None:
+            self._pass.after_fork(Session.get(self._config))
+
+
+_EXIT_SIGNALS: Final = ExitSignals(lambda: release_all(registry().held(is_kept_only=True)))
+"""Shared by all loops of this process."""

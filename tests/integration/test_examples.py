@@ -1,0 +1,115 @@
+"""The examples, run as they stand, as processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from run_once.local import DEFAULT_ADDRESS
+from tests.other_client import Other
+from tests.servers import ServerProcess
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TIMEOUT_S = 100.0
+
+pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="examples are not installed")
+
+
+def start(name: str, *arguments: str, address: str | None = None) -> subprocess.Popen[str]:
+    """Start an example."""
+    environment = {**os.environ} | ({"RUN_ONCE_ADDRESS": address} if address else {})
+    return subprocess.Popen(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        text=True,
+    )
+
+
+def output(process: subprocess.Popen[str]) -> str:
+    """Wait for an example to end well; give its output."""
+    try:
+        text, _ = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, text
+    return text
+
+
+def numbers(text: str) -> list[int]:
+    """Give the numbers of an example's last line."""
+    last = text.strip().splitlines()[-1].replace(",", "")
+    return [int(number) for number in re.findall(r"\d+", last)]
+
+
+def test_loop_100k(server: ServerProcess) -> None:
+    """Three processes share the loop over 100,000 keys; a fourth finds all of them done.
+
+    Most keys are made done in bulk first, all over the list, so that the test takes seconds.
+    """
+    keys = [f"\x1eexample-loop\x1fitem/{number:06d}" for number in range(100_000)]
+    left = set(keys[:300]) | set(keys[::250]) | set(keys[-300:])
+    other = Other(server.address)
+    other.finish(*(key for key in keys if key not in left))
+    done = [
+        numbers(output(process))
+        for process in [start("loop_100k.py", address=server.address) for _ in range(3)]
+    ]
+    assert sum(here for here, _ in done) == len(left)
+    assert other.client.count(namespace="example-loop").done == 100_000
+    assert numbers(output(start("loop_100k.py", address=server.address))) == [0, 100_000]
+    other.client.close()
+
+
+def test_loop_notify(server: ServerProcess) -> None:
+    """Succeeded keys are done, failed ones are tried again by the next run, and by it alone."""
+    assert numbers(output(start("loop_notify.py", address=server.address))) == [86, 14]
+    assert numbers(output(start("loop_notify.py", address=server.address))) == [0, 14]
+
+
+def test_loop_decorator(server: ServerProcess) -> None:
+    """Each call of the first run computes, each of the second is skipped."""
+    first = output(start("loop_decorator.py", address=server.address))
+    assert first.strip().endswith("COMPUTE_OK: 100")
+    second = output(start("loop_decorator.py", address=server.address))
+    assert second.strip().endswith("SKIP_OK: 100")
+
+
+def test_caching_pipeline(server: ServerProcess, tmp_path: Path) -> None:
+    """Two at once compute each output once between them; a third downloads all."""
+    bucket = f"--bucket={tmp_path / 'bucket'}"
+    both = [start("caching_pipeline.py", bucket, address=server.address) for _ in range(2)]
+    counts = [numbers(output(process)) for process in both]
+    assert sum(computed for computed, _, _ in counts) == 20
+    third = output(start("caching_pipeline.py", bucket, address=server.address))
+    assert numbers(third) == [0, 20, 0]
+
+
+def test_nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With nothing configured an example works, says so in one line, and its work is kept."""
+    with socket.socket() as probe:
+        host, _, port = DEFAULT_ADDRESS.partition(":")
+        if probe.connect_ex((host, int(port))) == 0:
+            pytest.skip(f"something listens on {DEFAULT_ADDRESS}")
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "KUBERNETES_", "JOB_COMPLETION_INDEX")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("RUN_ONCE_IDLE_EXIT_S", "60")
+    try:
+        first = output(start("loop_100k.py", "--keys=50"))
+        assert first.count("run-once: started this machine's own lock server") == 1
+        assert numbers(first) == [50, 0]
+        assert output(start("loop_100k.py", "--keys=50")).strip() == "done here: 0; found done: 50"
+    finally:
+        for note in tmp_path.rglob("server.json"):
+            os.kill(json.loads(note.read_text())["pid"], signal.SIGTERM)

@@ -31,6 +31,9 @@ DEFAULT_PORT: Final = 22_113
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_CACHE_MB: Final = 200
 
+SIGNAL_LOOK_S: Final = 0.2
+"""How often the main thread runs the handlers of signals that did not wake it, in seconds."""
+
 HARD_EXIT_S: Final = 4.5
 """After SIGTERM the process is gone so soon, whatever hangs: what was acknowledged is on disk."""
 
@@ -137,7 +140,7 @@ def run(options: Options) -> int:
             server = _start(options, ends, cleanup)
             cleanup.enter_context(_Files(options, server.port))
             logger.info("Server listening on %s", ", ".join(server.targets))
-            reason = ends.get()
+            reason = _first(ends)
             if isinstance(reason, (Idle, signal.Signals)):
                 why = "nobody uses the server" if isinstance(reason, Idle) else reason.name
                 logger.info("%s: finishing what is under way", why)
@@ -223,6 +226,17 @@ def _end_on_signals(ends: queue.SimpleQueue[object]) -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+
+
+def _first(ends: queue.SimpleQueue[object]) -> object:
+    """Wait for the first reason to end.
+
+    Not for ever at once: a signal that the system hands to another thread does not wake this one,
+    and only this one runs the handlers.
+    """
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return ends.get(timeout=SIGNAL_LOOK_S)
 
 
 def _exit_late() -> None:

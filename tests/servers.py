@@ -101,7 +101,9 @@ class ServerProcess:
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not self._port_file.exists():
             if self._process.poll() is not None or time.monotonic() > deadline_s:
-                raise AssertionError(f"the server did not start:\n{self.log}")
+                raise AssertionError(
+                    f"the server did not start (status {self._process.poll()}):\n{self.log}"
+                )
             time.sleep(0.02)
         self.port = int(self._port_file.read_text(encoding="ascii"))
         await_health(self.address)

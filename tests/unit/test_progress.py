@@ -173,6 +173,7 @@ def test_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bar shows what is done by all of the total, and the rest beside it."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", "200")
     bar = Bar(10_000)
     bar.show(SNAPSHOT)
     bar.close()

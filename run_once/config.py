@@ -51,7 +51,6 @@ class Config:
         inner: Backend: name of the joblib backend that does the work.
         max_attempts: Do not try a key more often; 0: no limit.
         progress: Show progress.
-        results_url: fsspec URL of a folder for large results; None: the server keeps them.
         idle_exit_s: This machine's own server ends after so long without a request.
         data_dir: Folder for the databases of own servers; None: the user's data folder.
         runtime_dir: Folder for their sockets; None: the user's runtime folder.
@@ -68,7 +67,6 @@ class Config:
     inner: str = "loky"
     max_attempts: int = 0
     progress: bool = False
-    results_url: str | None = None
     idle_exit_s: float = 3600.0
     data_dir: str | None = None
     runtime_dir: str | None = None

@@ -172,7 +172,6 @@ CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "inner": _text,
     "max_attempts": _count,
     "progress": _flag,
-    "results_url": _text,
     "idle_exit_s": _duration(1),
     "data_dir": _path,
     "runtime_dir": _path,

@@ -50,7 +50,7 @@ def upload_result(
     if len(data) > limits.max_result_bytes:
         raise ResultTooLargeError(
             f"the value of key {grant.key!r} has {len(data)} bytes; the server takes "
-            f"{limits.max_result_bytes} at most: set results_url to store it elsewhere"
+            f"{limits.max_result_bytes} at most: write it to a file of its own and return its name"
         )
     sha256 = sha256 or hashlib.sha256(data).digest()
     for start in range(_MAX_STARTS):

@@ -68,7 +68,17 @@ def _show_version(context: click.Context, _parameter: click.Parameter, wanted: b
         context.exit()
 
 
-_PATH: Final = click.Path(path_type=Path)
+class _NamedPath(click.Path):
+    """A path that is not empty: `--db=$UNSET` must not fill the working folder."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Convert a value, or refuse it."""
+        if not value:
+            self.fail("it is empty: name a path ('.' is the working folder)", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_PATH: Final = _NamedPath(path_type=Path)
 
 
 @click.command(context_settings={"max_content_width": 100})

@@ -100,15 +100,12 @@ class RunOnceBackend(ParallelBackendBase):
             ConfigError: An option or the server's address cannot be used.
         """
         if is_inside_task() or backend_kwargs.get("require") == "sharedmem":
-            raise FallbackToBackend(self._plain(backend_kwargs.get("require")))
+            _spare_our_options(parallel)
+            raise FallbackToBackend(self._plain(backend_kwargs))
         ours, inner_kwargs = split_options(backend_kwargs)
         if self._bound is None:
-            bound = RunOnceBackend.__new__(type(self))
-            bound.__dict__.update(self.__dict__)
-            bound._bound = BoundCall(self._make_inner())
-            raise FallbackToBackend(bound)
-        options = replace(self.options, **ours) if ours else self.options
-        return self._bound.configure(n_jobs, parallel, options, inner_kwargs)
+            raise FallbackToBackend(self._bind(ours, parallel))
+        return self._bound.configure(n_jobs, parallel, self.options, inner_kwargs)
 
     def start_call(self) -> None:
         """Begin one call of the `Parallel`."""
@@ -121,6 +118,8 @@ class RunOnceBackend(ParallelBackendBase):
     def submit(self, func: Any, callback: Callable[[Job], None] | None = None) -> Job:
         """Queue a batch; joblib holds its lock, so nothing is asked of the server here."""
         return self._require_bound().submit(func, callback)
+
+    apply_async = submit  # its name in joblib 1.4
 
     def retrieve_result_callback(self, out: Job) -> list[Any]:
         """Give a batch's values, all of which are here already."""
@@ -170,8 +169,22 @@ class RunOnceBackend(ParallelBackendBase):
         arguments = {**self._inner_options, **options}
         return _rebuild, (self.nesting_level, self.inner_max_num_threads, arguments)
 
-    def _make_inner(self) -> Any:
-        inner = self.options.inner
+    def _bind(self, ours: dict[str, Any], parallel: Any) -> RunOnceBackend:
+        """Give a backend for one `Parallel`, whose own options come before the template's."""
+        bound = RunOnceBackend.__new__(type(self))
+        bound.__dict__.update(self.__dict__)
+        bound.options = replace(self.options, **ours) if ours else self.options
+        bound._probe = bound._make_inner()
+        # joblib asked the template, which did not know of inner=... among Parallel's arguments.
+        is_generator = getattr(parallel, "return_generator", False)
+        if is_generator and not bound.supports_return_generator:
+            msg = f"inner={bound.options.inner!r} does not support return_as={parallel.return_as!r}"
+            raise ValueError(msg)
+        bound._bound = BoundCall(bound._probe)
+        return bound
+
+    def _make_inner(self, instead: str | ParallelBackendBase | None = None) -> Any:
+        inner = self.options.inner if instead is None else instead
         if isinstance(inner, ParallelBackendBase):
             if inner.nesting_level is None:
                 inner.nesting_level = self.nesting_level
@@ -193,11 +206,12 @@ class RunOnceBackend(ParallelBackendBase):
             raise ConfigError(msg)
         return backend
 
-    def _plain(self, require: str | None) -> Any:
+    def _plain(self, backend_kwargs: dict[str, Any]) -> Any:
         """Give a backend that runs calls without claiming them."""
-        inner = self._make_inner()
-        if require == "sharedmem" and not getattr(inner, "supports_sharedmem", False):
-            return ThreadingBackend(nesting_level=self.nesting_level)
+        inner = self._make_inner(backend_kwargs.get("inner"))
+        needs_threads = backend_kwargs.get("require") == "sharedmem"
+        if needs_threads and not getattr(inner, "supports_sharedmem", False):
+            inner = ThreadingBackend(nesting_level=self.nesting_level)
         return inner
 
     def _require_bound(self) -> BoundCall:
@@ -205,6 +219,14 @@ class RunOnceBackend(ParallelBackendBase):
             msg = "the backend is not configured; joblib does that when Parallel is called"
             raise RuntimeError(msg)
         return self._bound
+
+
+def _spare_our_options(parallel: Any) -> None:
+    """Take our options from those that joblib is about to give to the plain backend."""
+    for name in ("_backend_kwargs", "_backend_args"):  # the name depends on joblib's version
+        options = getattr(parallel, name, None)
+        if isinstance(options, dict):
+            setattr(parallel, name, {k: v for k, v in options.items() if k not in OPTION_NAMES})
 
 
 def _rebuild(

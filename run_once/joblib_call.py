@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import queue
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, Final
 
 from joblib.externals.loky.process_executor import ShutdownExecutorError
@@ -20,16 +22,20 @@ from joblib.parallel import (
 
 from run_once.call_keys import CallKeyer, Numberer
 from run_once.errors import RunOnceWarning
-from run_once.joblib_dispatch import Call, Dispatcher, HitSizer, Job
+from run_once.joblib_dispatch import Call, Dispatcher, HitSizer, Job, free_claims
 from run_once.joblib_lookup import Cold, Lookups, Skipped
 from run_once.joblib_options import BackendOptions, resolve
-from run_once.joblib_worker import Elsewhere, Failure, Outcome, RemoteCall, TaskOptions, Value
+from run_once.joblib_worker import Failure, Outcome, RemoteCall, TaskOptions, Value
 from run_once.keys import stored_key
 from run_once.secret import load_secret
 from run_once.task import Session
 
 _LOCAL_BACKENDS: Final = (LokyBackend, MultiprocessingBackend, ThreadingBackend)
 """Inner backends whose workers are on this machine."""
+
+
+_PICKUP_S: Final = 0.5
+_PICKUP_LOOK_S: Final = 0.005
 
 
 class BoundCall:
@@ -59,13 +65,13 @@ class BoundCall:
             secret=self._secret if isinstance(self.inner, _LOCAL_BACKENDS) else None,
         )
         self._keyer = CallKeyer(ignore=tuple(options.ignore), key=options.key, code=options.code)
-        self._numberer = Numberer()
         try:
             configured = int(self.inner.configure(n_jobs=n_jobs, parallel=parallel, **inner_kwargs))
             self._inner_is_ready = True
         except FallbackToBackend:
             # The inner backend has nothing to run with one job, and nothing to end either.
             configured = 1
+        self._n_jobs = configured
         if configured == 1:
             self._claim_sequentially(parallel)
         return configured
@@ -74,8 +80,8 @@ class BoundCall:
 
     def start_call(self) -> None:
         """Begin one call of the `Parallel`."""
-        self._numberer = Numberer()
         self._keyer.clear()
+        _forget_leftovers(self._parallel)
         if hasattr(self.inner, "start_call"):
             self.inner.start_call()
 
@@ -101,7 +107,7 @@ class BoundCall:
                 session=session,
                 lookups=Lookups(session, in_flight=self._options.in_flight, secret=self._secret),
                 inner=self,
-                make_key=self._make_key,
+                make_key=partial(self._make_key, Numberer()),
                 options=self._task_options,
             )
         self._dispatcher.submit(job)
@@ -115,6 +121,10 @@ class BoundCall:
         """Give the user's batch size, or the inner backend's own."""
         fixed = self._parallel.batch_size
         return int(self.inner.compute_batch_size() if fixed == "auto" else fixed)
+
+    def max_batches(self) -> int:
+        """Give what joblib allows by default: two batches for each worker."""
+        return 2 * self._n_jobs
 
     def run(
         self,
@@ -143,7 +153,8 @@ class BoundCall:
             getattr(batch, "_pickle_cache", None),
         )
         try:
-            self.inner.submit(wrapped, callback)
+            submit = getattr(self.inner, "submit", None) or self.inner.apply_async  # joblib 1.4
+            submit(wrapped, callback)
         except ShutdownExecutorError as error:
             raise RuntimeError(
                 "The executor underlying Parallel has been shut down, most likely because the "
@@ -156,6 +167,7 @@ class BoundCall:
         dispatcher, self._dispatcher = self._dispatcher, None
         left = dispatcher.close() if dispatcher else []
         if self._inner_is_ready:
+            _await_pickup(self.inner)
             self.inner.abort_everything(ensure_ready=ensure_ready)
         if dispatcher and left:
             dispatcher.free(left)
@@ -185,9 +197,9 @@ class BoundCall:
 
         return set_context
 
-    def _make_key(self, call: Call) -> bytes:
+    def _make_key(self, numberer: Numberer, call: Call) -> bytes:
         func, args, kwargs = call
-        name = self._numberer.number(self._keyer.key(func, args, kwargs))
+        name = numberer.number(self._keyer.key(func, args, kwargs))
         return stored_key(name, version=self._options.version, namespace=self._config.namespace)
 
     # -- a Parallel with one job: joblib calls no `submit` -----------------------------------------
@@ -208,14 +220,15 @@ class BoundCall:
             return
 
         def claimed_output(iterable: Iterable[Call]) -> Iterator[Any]:
-            self._numberer = Numberer()
-            return original(parallel, _Lazily(iterable, self._run_here))
+            self._keyer.clear()
+            run = partial(self._run_here, Numberer())
+            return original(parallel, _Lazily(iterable, run))
 
         parallel._get_sequential_output = claimed_output
 
-    def _run_here(self, call: Call) -> Any:
+    def _run_here(self, numberer: Numberer, call: Call) -> Any:
         """Look up, claim and run one call in this thread, or wait for its value."""
-        key = self._make_key(call)
+        key = self._make_key(numberer, call)
         session = Session.get(self._config)
         lookups = Lookups(session, in_flight=self._options.in_flight, secret=self._secret)
         while True:
@@ -229,14 +242,43 @@ class BoundCall:
             if not isinstance(found, Cold):
                 lookups.wait([key])
                 continue
-            func, args, kwargs = call
-            outcome = RemoteCall.new(func, key, self._task_options)(*args, **kwargs)
+            outcome = self._claim_here(session, key, call)
             if isinstance(outcome, Value):
                 return outcome.value
             if isinstance(outcome, Failure):
-                raise outcome.error
-            if not isinstance(outcome, Elsewhere):
-                raise TypeError(outcome)
+                # What was raised in this thread has its traceback; a stored one is only a text.
+                raise outcome.error if outcome.error.__traceback__ else outcome.with_cause()
+
+    def _claim_here(self, session: Session, key: bytes, call: Call) -> Outcome:
+        func, args, kwargs = call
+        remote = RemoteCall.new(func, key, self._task_options)
+        try:
+            return remote(*args, **kwargs)
+        except BaseException:
+            # Interrupted: perhaps after the claim was granted, and before its answer was read.
+            free_claims(session, [(remote.claim_id, [key])], lease_s=self._task_options.lease_s)
+            raise
+
+
+def _await_pickup(inner: Any) -> None:
+    """Wait a moment until loky has taken up what it was given.
+
+    Killed before that, its manager thread looks for a batch that is gone, and ends with a KeyError.
+    """
+    given = getattr(getattr(inner, "_workers", None), "_work_ids", None)
+    end_s = time.monotonic() + _PICKUP_S
+    while isinstance(given, queue.Queue) and not given.empty() and time.monotonic() < end_s:
+        time.sleep(_PICKUP_LOOK_S)
+
+
+def _forget_leftovers(parallel: Any) -> None:
+    """Drop batches that an aborted call left behind: joblib would run them in the next one."""
+    left = getattr(parallel, "_ready_batches", None)
+    while isinstance(left, queue.Queue):
+        try:
+            left.get(block=False)
+        except queue.Empty:
+            return
 
 
 class _Lazily:

@@ -13,15 +13,27 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from run_once.joblib_lookup import Busy, Cold, Found, Lookups, Skipped
+from run_once.client import LockClient
+from run_once.joblib_lookup import (
+    MAX_WAIT_S,
+    MIN_WAIT_S,
+    Busy,
+    Cold,
+    Found,
+    Lookups,
+    Skipped,
+)
 from run_once.joblib_worker import Elsewhere, Failure, Outcome, RemoteCall, TaskOptions, Value
+from run_once.retrying import RetryPolicy
 
 if TYPE_CHECKING:
     from run_once.task import Session
 
 logger = logging.getLogger("run_once")
+
+_FREE_RETRY: Final = RetryPolicy(total_s=2.0, attempt_s=2.0)
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
@@ -49,12 +61,6 @@ class Job:
             is_last = self._left == 0
         if is_last:
             self._callback(self)
-
-    def fail_rest(self, error: BaseException) -> None:
-        """Settle everything that is open with one error."""
-        for index, outcome in enumerate(self._outcomes):
-            if outcome is None:
-                self.settle(index, Failure(error))
 
     def values(self) -> list[Any]:
         """Give the values in order.
@@ -99,6 +105,10 @@ class Inner(Protocol):
         """Give the number of cold items that make one batch."""
         ...
 
+    def max_batches(self) -> int:
+        """Give the number of batches that may be with the inner backend at once."""
+        ...
+
 
 class Dispatcher:
     """The way of every batch of one `Parallel`."""
@@ -123,8 +133,13 @@ class Dispatcher:
         self._again: deque[Item] = deque()
         self._busy: dict[bytes, list[Item]] = {}
         self._in_flight: dict[bytes, list[bytes]] = {}
+        self._cold: deque[list[Item]] = deque()
+        self._n_running = 0
         self._threads: list[threading.Thread] = []
         self._closed = False
+        # Held while the inner backend is given a batch: it must get none after its end. A garbage
+        # collector may end the call in any thread, so also in one that holds it.
+        self._handing_over = threading.RLock()
 
     def submit(self, job: Job) -> None:
         """Queue a job; returns at once."""
@@ -145,9 +160,11 @@ class Dispatcher:
         """
         with self._condition:
             self._closed = True
+        with self._handing_over, self._condition:
             self._jobs.clear()
             self._again.clear()
             self._busy.clear()
+            self._cold.clear()
             left = list(self._in_flight.items())
             self._in_flight.clear()
             self._condition.notify_all()
@@ -158,26 +175,14 @@ class Dispatcher:
 
         The parent chose their claim ids: repeating a claim tells the token, with which to release.
         """
-        for claim_id, keys in left:
-            try:
-                answer = self._session.client.claim(
-                    keys, ttl_s=self._options.lease_s, claim_id=claim_id
-                )
-                self._session.client.release_grants(answer.grants)
-            except Exception as error:
-                logger.warning(
-                    "could not free %d keys of aborted calls; their leases run out in %g s: %s",
-                    len(keys),
-                    self._options.lease_s,
-                    error,
-                )
+        free_claims(self._session, left, lease_s=self._options.lease_s)
 
     # -- the dispatcher thread ---------------------------------------------------------------------
 
     def _dispatch(self) -> None:
         while True:
             with self._condition:
-                while not (self._jobs or self._again or self._closed):
+                while not (self._jobs or self._again or self._closed or self._has_room()):
                     self._condition.wait()
                 if self._closed:
                     return
@@ -188,10 +193,13 @@ class Dispatcher:
                 items += self._items_of(job)
             if items:
                 self._look_up(items)
+            self._hand_over()
 
     def _items_of(self, job: Job) -> list[Item]:
         items = []
         for index, call in enumerate(job.calls):
+            if self._closed:
+                return []
             try:
                 items.append(Item(job, index, self._make_key(call)))
             except Exception as error:
@@ -205,8 +213,7 @@ class Dispatcher:
             for item in items:
                 item.job.settle(item.index, Failure(error))
             return
-        cold = [item for item in items if self._sort(item, found[item.key])]
-        self._run(cold)
+        self._split([item for item in items if self._sort(item, found[item.key])])
 
     def _sort(self, item: Item, found: Found) -> bool:
         """Settle or park an item; tell whether it is to be run."""
@@ -221,21 +228,35 @@ class Dispatcher:
         item.job.settle(item.index, found)
         return False
 
-    def _run(self, cold: list[Item]) -> None:
+    def _split(self, cold: list[Item]) -> None:
+        """Queue cold items as batches for the inner backend, each of one job."""
         by_job: dict[int, list[Item]] = {}
         for item in cold:
             by_job.setdefault(id(item.job), []).append(item)
         size = max(1, self._inner.batch_size())
         for items in by_job.values():
             for first in range(0, len(items), size):
-                self._run_batch(items[first : first + size])
+                self._cold.append(items[first : first + size])
+
+    def _has_room(self) -> bool:
+        """Tell whether a batch can be handed over.
+
+        The inner backend gets no more at once than joblib itself would give it: what is queued here
+        is not pickled yet, and an abort leaves it alone.
+        """
+        return bool(self._cold) and self._n_running < self._inner.max_batches()
+
+    def _hand_over(self) -> None:
+        while True:
+            with self._condition:
+                if self._closed or not self._has_room():
+                    return
+                items = self._cold.popleft()
+                self._n_running += 1
+            self._run_batch(items)
 
     def _run_batch(self, items: list[Item]) -> None:
         claim_id = os.urandom(16)
-        with self._condition:
-            if self._closed:
-                return
-            self._in_flight[claim_id] = [item.key for item in items]
         calls: list[Call] = []
         for item in items:
             func, args, kwargs = item.job.calls[item.index]
@@ -250,18 +271,30 @@ class Dispatcher:
                     item.job.settle(item.index, outcome)
 
         def failed(error: BaseException) -> None:
-            self._landed(claim_id)
+            # It stays in flight: a worker that was killed holds its key until the call is aborted.
+            self._make_room()
             for item in items:
                 item.job.settle(item.index, Failure(error))
 
-        try:
-            self._inner.run(items[0].job, calls, done, failed)
-        except BaseException as error:
-            failed(error)
+        with self._handing_over:
+            with self._condition:
+                if self._closed:
+                    return
+                self._in_flight[claim_id] = [item.key for item in items]
+            try:
+                self._inner.run(items[0].job, calls, done, failed)
+            except BaseException as error:
+                failed(error)
 
     def _landed(self, claim_id: bytes) -> None:
         with self._condition:
             self._in_flight.pop(claim_id, None)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        with self._condition:
+            self._n_running -= 1
+            self._condition.notify_all()
 
     def _queue_again(self, items: Sequence[Item]) -> None:
         with self._condition:
@@ -272,6 +305,8 @@ class Dispatcher:
     # -- the waiter thread -------------------------------------------------------------------------
 
     def _wait(self) -> None:
+        known: set[bytes] = set()
+        poll_s = MIN_WAIT_S
         while True:
             with self._condition:
                 while not (self._busy or self._closed):
@@ -279,8 +314,11 @@ class Dispatcher:
                 if self._closed:
                     return
                 keys = list(self._busy)
+            # Keys come in bursts, and one that comes during a poll joins only the next one.
+            poll_s = min(2 * poll_s, MAX_WAIT_S) if known.issuperset(keys) else MIN_WAIT_S
+            known = set(keys)
             try:
-                free = self._lookups.wait(keys)
+                free = self._lookups.wait(keys, poll_s)
             except Exception as error:
                 self._settle_busy(keys, error)
                 continue
@@ -293,6 +331,35 @@ class Dispatcher:
             items = [item for key in keys for item in self._busy.pop(key, [])]
         for item in items:
             item.job.settle(item.index, Failure(error))
+
+
+def free_claims(
+    session: Session, left: Sequence[tuple[bytes, list[bytes]]], *, lease_s: float
+) -> None:
+    """Give back what was claimed under ids that were chosen here, if the server answers soon.
+
+    Args:
+        session: The server.
+        left: (claim id, keys), whether they were claimed or not.
+        lease_s: Length of the leases, after which they run out anyway.
+    """
+    client = LockClient(
+        session.client.transport, retry=_FREE_RETRY, owner=session.client.owner
+    )  # with little patience: the user waits, perhaps after Ctrl-C
+    is_open = [(claim_id, keys) for claim_id, keys in left if keys]
+    try:
+        while is_open:
+            claim_id, keys = is_open[-1]
+            answer = client.claim(keys, ttl_s=lease_s, claim_id=claim_id)
+            client.release_grants(answer.grants, timeout_s=_FREE_RETRY.attempt_s)
+            is_open.pop()
+    except Exception as error:
+        logger.warning(
+            "could not free %d keys of aborted calls; their leases run out in %g s: %s",
+            sum(len(keys) for _, keys in is_open),
+            lease_s,
+            error,
+        )
 
 
 class HitSizer:

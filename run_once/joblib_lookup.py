@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("run_once")
 
-WAIT_S: Final = 5.0
+MIN_WAIT_S: Final = 0.1
+MAX_WAIT_S: Final = 2.0
 """Length of one long poll for keys in flight elsewhere; keys added meanwhile join the next."""
 
 
@@ -70,7 +71,7 @@ class Lookups:
         answer = self._session.client.lookup(unique, want_infos=True, want_results=True)
         return {key: self._found(key, info) for key, info in zip(unique, answer.infos, strict=True)}
 
-    def wait(self, keys: Sequence[bytes], timeout_s: float = WAIT_S) -> list[bytes]:
+    def wait(self, keys: Sequence[bytes], timeout_s: float = MAX_WAIT_S) -> list[bytes]:
         """Wait until at least one of the keys is no longer held by another, or the time is up.
 
         Returns:

@@ -62,6 +62,21 @@ class BackendOptions:
         if self.inner == "run_once" or getattr(self.inner, "is_run_once", False):
             msg = 'inner="run_once": the inner backend must be another one, such as "loky"'
             raise ConfigError(msg)
+        self._check_key_options()
+
+    def _check_key_options(self) -> None:
+        if type(self.version) is not int or self.version < 0:
+            msg = f"version={self.version!r}: give an integer of 0 or more"
+            raise ConfigError(msg)
+        if self.key is not None and not callable(self.key):
+            msg = f"key={self.key!r}: give a function of a call's arguments that returns a string"
+            raise ConfigError(msg)
+        if isinstance(self.ignore, str):
+            msg = f"ignore={self.ignore!r}: give a list of names, as in ignore=[{self.ignore!r}]"
+            raise ConfigError(msg)
+        if type(self.max_attempts) is not int or self.max_attempts < 0:
+            msg = f"max_attempts={self.max_attempts!r}: give an integer, 0 for no limit"
+            raise ConfigError(msg)
 
 
 OPTION_NAMES: Final = frozenset(field.name for field in fields(BackendOptions))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cloudpickle
 
+from run_once.errors import ExhaustedError
 from run_once.results import ResultStore
 from run_once.secret import Secret
 from run_once.task import Session, run_task
@@ -124,6 +125,12 @@ class RemoteCall:
         self.key = key
         self.claim_id = claim_id
         self.options = options
+        self._is_remote = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Note the arrival in a worker process, from which values and errors travel as pickles."""
+        self.__dict__.update(state)
+        self._is_remote = True
 
     @classmethod
     def new(cls, func: Callable[..., Any], key: bytes, options: TaskOptions) -> RemoteCall:
@@ -155,23 +162,48 @@ class RemoteCall:
                 store=store.store,
                 claim_id=self.claim_id,
             )
+            if outcome.error is not None:
+                return self._failure(outcome.error)
+            if outcome.is_completed:
+                return Value(outcome.value)
+            if not outcome.did_run and _is_exhausted(outcome.state):
+                return _exhausted(session, self.key, options.max_attempts)
         except Exception as error:
-            return _failure(error)
-        if outcome.error is not None:
-            return _failure(outcome.error)
-        if outcome.is_completed:
-            return Value(outcome.value)
+            return self._failure(error)
         return Elsewhere(outcome.state)
 
+    def _failure(self, error: Exception) -> Failure:
+        """Make an error fit to travel; an unpicklable one becomes a RuntimeError with its text."""
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        if not self._is_remote:
+            return Failure(error, text)
+        try:
+            cloudpickle.loads(cloudpickle.dumps(error))
+        except Exception:
+            return Failure(RuntimeError(f"{_line(error)} (the exception cannot be pickled)"), text)
+        return Failure(error, text)
 
-def _failure(error: BaseException) -> Failure:
-    """Make an error fit to travel; an unpicklable one becomes a RuntimeError with its text."""
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+
+def _line(error: Exception) -> str:
+    """Give an error in one line, also where its own `__str__` raises."""
     try:
-        cloudpickle.loads(cloudpickle.dumps(error))
+        return f"{type(error).__name__}: {error}"
     except Exception:
-        substitute = RuntimeError(
-            f"{type(error).__name__}: {error} (the exception cannot be pickled)"
-        )
-        return Failure(substitute.with_traceback(error.__traceback__), text)
-    return Failure(error, text)
+        return type(error).__name__
+
+
+def _is_exhausted(state: int) -> bool:
+    from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
+
+    return state == pb.KEY_STATE_EXHAUSTED
+
+
+def _exhausted(session: Session, key: bytes, max_attempts: int) -> Failure:
+    """Make the error of a key that is not tried again, with its last attempt's traceback."""
+    info = session.client.lookup([key], want_infos=True).infos[0]
+    error = ExhaustedError(
+        f"key {key.decode()!r} failed {info.attempts} times and is not tried again (max_attempts="
+        f"{max_attempts}): see `run-once reset`, or raise max_attempts"
+    )
+    error.__cause__ = RemoteTracebackError(info.error) if info.error else None
+    return Failure(error, info.error)

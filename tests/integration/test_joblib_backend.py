@@ -23,6 +23,7 @@ from run_once.joblib_backend import RunOnceBackend
 from run_once.joblib_lookup import Skipped
 from run_once.keys import stored_key
 from run_once.task import Session
+from tests.parallel_calls import make_parallel, needs_parallel_options
 
 INNERS = ["loky", "threading"]
 
@@ -114,12 +115,13 @@ def test_values_come_back_in_order_and_each_call_runs_once(
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_a_wider_list_runs_only_what_is_new(inner: str, n_jobs: int, runs: Path) -> None:
     """Half warm: known calls are loaded, new ones run, the order is the caller's."""
-    parallel = joblib.Parallel(backend="run_once", inner=inner, n_jobs=n_jobs)
+    parallel = make_parallel(inner=inner, n_jobs=n_jobs)
     parallel(calls(runs, range(10)))
     assert parallel(calls(runs, range(5, 15))) == [x * x for x in range(5, 15)]
     assert count(runs) == 15
 
 
+@needs_parallel_options
 def test_options_reach_the_backend_by_every_way(runs: Path) -> None:
     """parallel_config, parallel_backend, Parallel's arguments and an instance share one table."""
     with joblib.parallel_config("run_once", inner="threading", namespace="n", n_jobs=2):
@@ -140,9 +142,7 @@ def test_an_exception_keeps_its_type_and_the_others_of_its_batch(
     inner: str, n_jobs: int, runs: Path
 ) -> None:
     """The original type arrives with the worker's traceback; the rest of the batch is done."""
-    parallel = joblib.Parallel(
-        backend="run_once", inner=inner, n_jobs=n_jobs, batch_size=6, pre_dispatch="all"
-    )
+    parallel = make_parallel(inner=inner, n_jobs=n_jobs, batch_size=6, pre_dispatch="all")
     with pytest.raises(ValueError, match="no 3") as caught:
         parallel(joblib.delayed(fail_on_three)(x, runs) for x in range(6))
     if n_jobs > 1:
@@ -160,9 +160,7 @@ def test_an_exception_keeps_its_type_and_the_others_of_its_batch(
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_a_value_that_cannot_be_stored_leaves_its_key_not_done(n_jobs: int) -> None:
     """The error says that the key is not done; the other calls of the batch are."""
-    parallel = joblib.Parallel(
-        backend="run_once", inner="threading", n_jobs=n_jobs, batch_size=4, pre_dispatch="all"
-    )
+    parallel = make_parallel(inner="threading", n_jobs=n_jobs, batch_size=4, pre_dispatch="all")
     with pytest.raises(ResultError, match="not done"):
         parallel(joblib.delayed(unpicklable)(x) for x in (0, 1, 2, 3))
     done = {0} if n_jobs == 1 else {0, 2, 3}  # joblib makes batches of 0, 1 and 2, 3
@@ -173,7 +171,7 @@ def test_a_value_that_cannot_be_stored_leaves_its_key_not_done(n_jobs: int) -> N
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_equal_calls_are_different_draws_and_the_same_ones_again(n_jobs: int) -> None:
     """The n-th equal call of one Parallel has a key of its own, the same on every run."""
-    parallel = joblib.Parallel(backend="run_once", inner="threading", n_jobs=n_jobs)
+    parallel = make_parallel(inner="threading", n_jobs=n_jobs)
     first = parallel(joblib.delayed(draw)(0) for _ in range(30))
     assert len(set(first)) == 30
     assert parallel(joblib.delayed(draw)(0) for _ in range(30)) == first
@@ -187,7 +185,7 @@ def test_one_job_stays_lazy() -> None:
         started.append(x)
         return x
 
-    parallel = joblib.Parallel(backend="run_once", n_jobs=1, return_as="generator")
+    parallel = make_parallel(n_jobs=1, return_as="generator")
     values = parallel(joblib.delayed(body)(x) for x in range(5))
     assert next(values) == 0
     assert started == [0]
@@ -197,9 +195,9 @@ def test_one_job_stays_lazy() -> None:
 @pytest.mark.parametrize("return_as", ["generator", "generator_unordered"])
 def test_generators_stream_half_warm(return_as: str, runs: Path) -> None:
     """Known and new calls come through one generator."""
-    options = {"backend": "run_once", "inner": "threading", "n_jobs": 2}
-    joblib.Parallel(**options)(calls(runs, range(0, 20, 2)))
-    values = joblib.Parallel(**options, return_as=return_as)(calls(runs))
+    options = {"inner": "threading", "n_jobs": 2}
+    make_parallel(**options)(calls(runs, range(0, 20, 2)))
+    values = make_parallel(**options, return_as=return_as)(calls(runs))
     assert sorted(values) == [x * x for x in range(20)]
     assert count(runs) == 20
 
@@ -244,7 +242,7 @@ def held_elsewhere(x: int, folder: Path) -> Any:
 def test_a_call_in_flight_elsewhere_can_be_skipped(runs: Path) -> None:
     """in_flight="skip" gives a marker in its place at once."""
     session, lease = held_elsewhere(2, runs)
-    parallel = joblib.Parallel(backend="run_once", inner="threading", n_jobs=2, in_flight="skip")
+    parallel = make_parallel(inner="threading", n_jobs=2, in_flight="skip")
     values = parallel(calls(runs, range(4)))
     assert [values[0], values[1], values[3]] == [0, 1, 9]
     assert isinstance(values[2], Skipped)
@@ -264,7 +262,7 @@ def test_a_call_in_flight_elsewhere_is_waited_for_and_taken_over(n_jobs: int, ru
 
     thread = threading.Thread(target=give_up)
     thread.start()
-    parallel = joblib.Parallel(backend="run_once", inner="threading", n_jobs=n_jobs)
+    parallel = make_parallel(inner="threading", n_jobs=n_jobs)
     assert parallel(calls(runs, range(4))) == [0, 1, 4, 9]
     thread.join()
     assert count(runs) == 4
@@ -305,7 +303,7 @@ def test_a_value_signed_with_another_secret_is_an_error(
 ) -> None:
     """It is neither loaded nor computed again, and the error says how to share the secret."""
     monkeypatch.setenv("RUN_ONCE_SECRET", "the first secret of them all")
-    parallel = joblib.Parallel(backend="run_once", inner="threading", n_jobs=2)
+    parallel = make_parallel(inner="threading", n_jobs=2)
     parallel(calls(runs, range(3)))
     monkeypatch.setenv("RUN_ONCE_SECRET", "quite another secret than that")
     with pytest.raises(run_once.SignatureError, match="share the secret"):
@@ -319,7 +317,7 @@ def test_a_server_that_is_gone_is_an_error_in_bounded_time(
     """The error is ours and names the server; nothing hangs."""
     server.kill()
     monkeypatch.setenv("RUN_ONCE_RETRY_S", "0.5")
-    parallel = joblib.Parallel(backend="run_once", inner="threading", n_jobs=2)
+    parallel = make_parallel(inner="threading", n_jobs=2)
     with pytest.raises(run_once.ServerUnavailableError, match=server.address):
         parallel(calls(runs, range(3)))
     assert count(runs) == 0

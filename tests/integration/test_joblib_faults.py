@@ -23,6 +23,7 @@ from run_once.config import load_config
 from run_once.errors import ConfigError, ExhaustedError
 from run_once.joblib_backend import RunOnceBackend
 from run_once.task import Session
+from tests.parallel_calls import make_parallel, needs_parallel_options
 from tests.servers import ServerProcess
 
 ENOUGH_S = 60.0
@@ -227,9 +228,7 @@ def test_a_server_that_is_killed_and_restarted_costs_nothing(
 @pytest.mark.parametrize("inner", ["loky", "threading"])
 def test_a_generator_thrown_away_leaves_the_next_call_alone(inner: str, runs: Path) -> None:
     """The same Parallel gives the right values after it, and no key is numbered by mistake."""
-    parallel = joblib.Parallel(
-        backend="run_once", inner=inner, n_jobs=2, return_as="generator", lease_s=ENOUGH_S
-    )
+    parallel = make_parallel(inner=inner, n_jobs=2, return_as="generator", lease_s=ENOUGH_S)
     for _ in range(6):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -246,9 +245,7 @@ def test_a_generator_thrown_away_leaves_the_next_call_alone(inner: str, runs: Pa
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_an_exhausted_key_raises_with_the_last_traceback(n_jobs: int) -> None:
     """max_attempts ends in ExhaustedError, not in asking for ever."""
-    parallel = joblib.Parallel(
-        backend="run_once", inner="threading", n_jobs=n_jobs, max_attempts=1, timeout=ENOUGH_S
-    )
+    parallel = make_parallel(inner="threading", n_jobs=n_jobs, max_attempts=1, timeout=ENOUGH_S)
     with pytest.raises(ValueError, match="plain"):
         parallel([joblib.delayed(fail)("plain")])
     with pytest.raises(ExhaustedError, match="max_attempts=1") as caught:
@@ -264,7 +261,7 @@ def test_an_exception_that_stays_in_its_process_keeps_its_type(
     n_jobs: int, kind: str, error: type[Exception]
 ) -> None:
     """With n_jobs=1 or threads nothing is pickled, so any exception arrives as it was raised."""
-    parallel = joblib.Parallel(backend="run_once", inner="threading", n_jobs=n_jobs)
+    parallel = make_parallel(inner="threading", n_jobs=n_jobs)
     with pytest.raises(error):
         parallel([joblib.delayed(fail)(kind)])
 
@@ -272,13 +269,14 @@ def test_an_exception_that_stays_in_its_process_keeps_its_type(
 @pytest.mark.parametrize("kind", ["finicky", "locked"])
 def test_an_exception_that_cannot_travel_is_told_as_text(kind: str) -> None:
     """A worker process survives it; the error names the type and shows the traceback."""
-    parallel = joblib.Parallel(backend="run_once", n_jobs=2)
+    parallel = make_parallel(n_jobs=2)
     with pytest.raises(RuntimeError, match=f"{kind.title()}Error") as caught:
         parallel([joblib.delayed(fail)(kind), joblib.delayed(fail)(kind)])
     assert "in fail" in str(caught.value.__cause__)
     assert parallel(joblib.delayed(abs)(x) for x in range(3)) == [0, 1, 2]
 
 
+@needs_parallel_options
 def test_inner_may_be_given_to_parallel_itself() -> None:
     """Parallel(backend="run_once", inner="threading") runs in threads, not in loky's processes."""
     calls = [joblib.delayed(name_thread)(x) for x in range(4)]
@@ -293,10 +291,11 @@ def test_inner_may_be_given_to_parallel_itself() -> None:
         )(calls)
 
 
+@needs_parallel_options
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_nested_calls_may_name_our_options(n_jobs: int) -> None:
     """Inside a task they are run plainly, by a backend that does not know these options."""
-    parallel = joblib.Parallel(backend="run_once", inner="threading", n_jobs=n_jobs)
+    parallel = make_parallel(inner="threading", n_jobs=n_jobs)
     expected = [[x, x + 1, x + 2] for x in range(3)]
     assert parallel(joblib.delayed(nested_with_options)(x) for x in range(3)) == expected
     assert not [key for key in stored_keys() if "nested\x1f" in key]
@@ -306,7 +305,7 @@ def test_nested_calls_may_name_our_options(n_jobs: int) -> None:
 def test_an_array_changed_between_two_calls_has_another_key(n_jobs: int) -> None:
     """Also within one `with Parallel()`, and where a sample of the array shows no change."""
     array = np.arange(200_000.0)
-    with joblib.Parallel(backend="run_once", inner="threading", n_jobs=n_jobs) as parallel:
+    with make_parallel(inner="threading", n_jobs=n_jobs) as parallel:
         (before,) = parallel([joblib.delayed(np.sum)(array)])
         array[12_345] += 1
         (after,) = parallel([joblib.delayed(np.sum)(array)])

@@ -21,7 +21,7 @@ from joblib.parallel import BACKENDS, FallbackToBackend, ParallelBackendBase, Th
 from run_once.errors import ConfigError
 from run_once.joblib_call import BoundCall
 from run_once.joblib_dispatch import Job
-from run_once.joblib_options import OPTION_NAMES, BackendOptions, split_options
+from run_once.joblib_options import OPTION_NAMES, BackendOptions, make_options, split_options
 from run_once.joblib_worker import is_inside_task
 
 _INNER_ATTRIBUTES: Final = frozenset(
@@ -60,7 +60,7 @@ class RunOnceBackend(ParallelBackendBase):
         """
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
         ours, self._inner_options = split_options(options)
-        self.options = BackendOptions(**ours)
+        self.options = make_options(ours)
         self._probe = self._make_inner()
         self._bound: BoundCall | None = None
 

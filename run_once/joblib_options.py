@@ -23,13 +23,15 @@ class BackendOptions:
     """The options, by the same names in `parallel_config`, `Parallel` and the constructor.
 
     Attributes:
-        inner: Name or instance of the joblib backend that runs the calls.
-        in_flight: "wait" for a call that another holds, or "skip" it: a `Skipped` comes back.
+        inner: Name or instance of the joblib backend that runs the calls; not given: configured.
+        in_flight: "wait" for a call that another holds, or "skip" it: a `Skipped` comes back; not
+            given: configured.
         address: The lock server; None: as `run_once.config` finds it.
         namespace: Prefix that keeps one project's keys apart from another's; None: configured.
         version: Integer that is part of every key: raise it to compute everything again.
         lease_s: Length of a lease in seconds; None: configured. Leases are kept alive.
-        max_attempts: Attempts after which a failing key is not tried again; 0: no limit.
+        max_attempts: Attempts after which a failing key is not tried again; 0: no limit; not
+            given: configured.
         key: Function of a call's arguments that gives its key, instead of the computed one.
         ignore: Names of arguments that are no part of the key.
         code: "source" makes the function's source part of the key; "none" does not.
@@ -80,6 +82,21 @@ class BackendOptions:
 
 
 OPTION_NAMES: Final = frozenset(field.name for field in fields(BackendOptions))
+
+
+_CONFIGURED: Final = ("inner", "in_flight", "max_attempts")
+"""Options that are looked up in the configuration as soon as a backend is made."""
+
+
+def make_options(given: Mapping[str, Any]) -> BackendOptions:
+    """Make the options, those that are not given from the configuration.
+
+    Raises:
+        ConfigError: A value that cannot be.
+    """
+    config = load_config()
+    configured = {name: getattr(config, name) for name in _CONFIGURED}
+    return BackendOptions(**{**configured, **given})
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -177,6 +177,17 @@ def test_equal_calls_are_different_draws_and_the_same_ones_again(n_jobs: int) ->
     assert parallel(joblib.delayed(draw)(0) for _ in range(30)) == first
 
 
+def test_options_come_from_the_environment_too(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not given is configured: here threads, and calls in flight elsewhere are skipped."""
+    monkeypatch.setenv("RUN_ONCE_INNER", "threading")
+    monkeypatch.setenv("RUN_ONCE_IN_FLIGHT", "skip")
+    session, lease = held_elsewhere(1, runs)
+    values = joblib.Parallel(n_jobs=2, backend="run_once")(calls(runs, range(2)))
+    session.release([lease])
+    assert isinstance(values[1], Skipped)
+    assert {path.name.split("-")[1] for path in runs.iterdir()} == {str(os.getpid())}
+
+
 def test_one_job_stays_lazy() -> None:
     """With n_jobs=1 and a generator, nothing runs before it is asked for, as in plain joblib."""
     started: list[int] = []

@@ -15,11 +15,13 @@ from distlock_server import codec
 from distlock_server.codec import Kind
 from distlock_server.engines.base import Meta, Swap, encode_counter
 from distlock_server.state import (
+    Answer,
     Command,
     Done,
     Held,
     Outcome,
     Record,
+    Reset,
     Stamp,
     is_stored_change,
     step,
@@ -36,6 +38,19 @@ class Slot(NamedTuple):
 
 
 ABSENT_SLOT: Final = Slot(None, None)
+
+
+class DamagedRecordError(codec.CodecError):
+    """A record cannot be decoded; only a reset, which needs not know it, gets past this.
+
+    Attributes:
+        raw: The bytes that are stored.
+    """
+
+    def __init__(self, key: bytes, raw: bytes, error: codec.CodecError) -> None:
+        """Name the key and what is wrong."""
+        super().__init__(f"the record of key {key!r} is damaged, reset the key: {error}")
+        self.raw = raw
 
 
 class Counters(NamedTuple):
@@ -59,6 +74,21 @@ def kind_of_record(record: Record) -> Kind | None:
     if isinstance(record, Held):
         return Kind.HELD
     return Kind.DONE if isinstance(record, Done) else Kind.FAILED
+
+
+def _kind_before(slot: Slot) -> Kind | None:
+    """Give the kind that is counted and indexed; of a damaged record, what its bytes say."""
+    if not _is_dropped(slot):
+        return kind_of_record(slot.record)
+    try:
+        return codec.kind_of(slot.raw or b"")
+    except codec.CodecError:
+        return None
+
+
+def _is_dropped(slot: Slot) -> bool:
+    """Tell whether the record before was damaged."""
+    return slot.record is None and slot.raw is not None
 
 
 class Group:
@@ -128,6 +158,8 @@ class Group:
         Returns:
             The record before, the record after, and the answer.
         """
+        if isinstance(command, Reset) and self._is_damaged(key):
+            return self._drop_damaged(key)
         before = self.get(key)
         revision, token, generation = self._counters
         stamp = Stamp(self.now_ns, self.wall_ns, revision + 1, token + 1)
@@ -142,6 +174,20 @@ class Group:
                 generation += 1
             self._counters = Counters(revision, token, generation)
         return before, after, outcome
+
+    def _is_damaged(self, key: bytes) -> bool:
+        try:
+            self.get(key)
+        except DamagedRecordError:
+            return True
+        return False
+
+    def _drop_damaged(self, key: bytes) -> tuple[Record, Record, Outcome]:
+        """Make a key absent whose record is damaged: it may have been done, so this undoes it."""
+        self._own[key] = None
+        revision, token, generation = self._counters
+        self._counters = Counters(revision + 1, token, generation + 1)
+        return None, None, Outcome(Answer.RESET)
 
     def scan(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, Record]]:
         """List records with start <= key < end as the requests so far have left them.
@@ -180,11 +226,19 @@ class Group:
 
     def changes(self) -> dict[bytes, tuple[Slot, Record]]:
         """Give each changed key's slot before and record after the group."""
+        slots = {key: self._slot_before(key) for key in self._kept}
         return {
-            key: (self._slot(key), record)
+            key: (slots[key], record)
             for key, record in self._kept.items()
-            if record is not self._slot(key).record
+            if record is not slots[key].record or _is_dropped(slots[key])
         }
+
+    def _slot_before(self, key: bytes) -> Slot:
+        """Give the slot of a changed key; of a damaged record, only its bytes are known."""
+        try:
+            return self._slot(key)
+        except DamagedRecordError as error:
+            return Slot(None, error.raw)
 
     def _slot(self, key: bytes) -> Slot:
         slot = self._base.get(key)
@@ -225,14 +279,14 @@ def plan_write(group: Group, *, stores_deadline: bool, counted_below: bytes | No
     slots: dict[bytes, Slot] = {}
     for key, (before, after) in group.changes().items():
         is_memory_only = not stores_deadline and not is_stored_change(before.record, after)
-        if is_memory_only and not is_stored_as_expired(before.raw):
+        if is_memory_only and not _is_dropped(before) and not is_stored_as_expired(before.raw):
             slots[key] = Slot(after, before.raw)
             continue
         value = _encode(after, stores_deadline=stores_deadline)
         slots[key] = Slot(after, value)
         if value == before.raw:
             continue
-        was, now = kind_of_record(before.record), kind_of_record(after)
+        was, now = _kind_before(before), kind_of_record(after)
         is_counted = counted_below is None or key < counted_below
         swaps.append(
             Swap(

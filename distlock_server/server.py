@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -29,6 +30,7 @@ from distlock_proto.lock_table_pb2_grpc import add_LockTableServicer_to_server
 from distlock_server.blobs import BlobStore
 from distlock_server.calls import Calls, LoopNotify
 from distlock_server.clock import Clock
+from distlock_server.codec import CodecError
 from distlock_server.engines.base import Engine
 from distlock_server.legacy_service import LegacyService
 from distlock_server.limits import MAX_MESSAGE_BYTES, MAX_QUEUED_REQUESTS, MAX_WAITS
@@ -290,7 +292,7 @@ class Server:
 
     def _sweep(self, table: Table) -> None:
         n_removed = self._blobs.sweep(
-            lambda key, token: names_value(table.store.peek(key), token),
+            partial(_is_named, table),
             SWEEP_OLDER_THAN_S,
             self._clock.wall_ns() / 1e9,
         )
@@ -331,6 +333,14 @@ class Server:
             executor.shutdown(wait=False, cancel_futures=True)
         if self._listen.unix_socket is not None:
             self._listen.unix_socket.unlink(missing_ok=True)
+
+
+def _is_named(table: Table, key: bytes, token: int) -> bool:
+    """Tell whether a value is to be kept; what a damaged record names is not known."""
+    try:
+        return names_value(table.store.peek(key), token)
+    except CodecError:
+        return True
 
 
 def _tcp_address(host: str, port: int) -> str:

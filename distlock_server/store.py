@@ -20,7 +20,14 @@ from distlock_server import codec
 from distlock_server.clock import Clock
 from distlock_server.codec import Kind, Opened
 from distlock_server.engines.base import SYSTEM_PREFIX, Engine, EngineError, Meta, decode_counter
-from distlock_server.group import ABSENT_SLOT, Counters, Slot, counters_meta, keys_within
+from distlock_server.group import (
+    ABSENT_SLOT,
+    Counters,
+    DamagedRecordError,
+    Slot,
+    counters_meta,
+    keys_within,
+)
 from distlock_server.oldbase import OldBase
 from distlock_server.state import Held, Record
 
@@ -141,7 +148,8 @@ class Store:
         """
         kinds = (Kind.DONE, Kind.FAILED, Kind.HELD)
         raws, _ = self.engine.read([codec.counter_key(namespace, kind) for kind in kinds])
-        done, failed, held = (decode_counter(raw) for raw in raws)
+        # Resetting a damaged record may count one too few: its kind is not known for sure.
+        done, failed, held = (max(0, decode_counter(raw)) for raw in raws)
         now_ns = self._clock.now_ns()
         with self.mutex:
             expired = sum(
@@ -160,7 +168,7 @@ class Store:
         while True:
             page = self.engine.scan(start, end, _PAGE)
             for key, raw in page:
-                kind = codec.kind_of(raw)
+                kind = _kind(key, raw)
                 if kind is Kind.DONE:
                     done += 1
                 elif kind is Kind.FAILED:
@@ -200,7 +208,7 @@ class Store:
         """Read a key for the committer.
 
         Raises:
-            CodecError: Its record is damaged.
+            DamagedRecordError: Its record is damaged.
         """
         held = self.held.get(key)
         if held is not None:
@@ -212,17 +220,15 @@ class Store:
         try:
             return Slot(codec.decode(raw, self._opened), raw)
         except codec.CodecError as error:
-            msg = f"the record of key {key!r} is damaged: {error}"
-            raise codec.CodecError(msg) from error
+            raise DamagedRecordError(key, raw, error) from error
 
     def _record(self, key: bytes, raw: bytes) -> Record:
         """Decode a committed record for a reader outside the committer."""
-        kind = codec.kind_of(raw)
-        if kind is not Kind.HELD or self.engine.shared:
-            return self._slot(key, raw).record
-        slot = self.held.get(key) or self.writing.get(key)
-        if slot is not None and isinstance(slot.record, Held):
-            return slot.record
+        if not self.engine.shared and _kind(key, raw) is Kind.HELD:
+            for slot in (self.held.get(key), self.writing.get(key)):
+                # The same bytes: what is still on its way to the disk is not shown.
+                if slot is not None and slot.raw == raw:
+                    return slot.record
         return self._slot(key, raw).record
 
     def scan(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, Record]]:
@@ -249,7 +255,7 @@ class Store:
         records = [
             (key, self._record(key, raw))
             for key, raw in zip(keys, raws, strict=True)
-            if raw is not None and codec.kind_of(raw) is kind
+            if raw is not None and _kind(key, raw) is kind
         ]
         return Page(records, next_start)
 
@@ -328,3 +334,10 @@ class Store:
             logger.exception(
                 "could not store which leases had expired; they run anew for their ttl"
             )
+
+
+def _kind(key: bytes, raw: bytes) -> Kind:
+    try:
+        return codec.kind_of(raw)
+    except codec.CodecError as error:
+        raise DamagedRecordError(key, raw, error) from error

@@ -145,7 +145,10 @@ class Table:
             return None
         with self._mutex:
             slot = self._store.held.get(key)
-            if slot is None or key in self._store.writing or self._dead is not None:
+            if slot is None or key in self._store.writing:
+                return None
+            if self._closing or self._dead is not None:
+                # Which leases are stored as expired may be settled already: promise no more time.
                 return None
             now_ns = self._clock.now_ns()
             after, outcome = step(slot.record, command, Stamp(now_ns, 0, 0, 0))
@@ -158,7 +161,7 @@ class Table:
     # -- waiting ----------------------------------------------------------------------------------
 
     def watch(self, keys: Sequence[bytes], context: object) -> Watch:
-        """Ask to be told (`Notify.changed`) when one of the keys leaves its lease."""
+        """Ask to be told (`Notify.changed`) when a key leaves its lease, or gets a shorter one."""
         watch = Watch(keys, context)
         with self._mutex:
             for key in keys:
@@ -293,11 +296,14 @@ class Table:
         for key, slot in slots.items():
             if key in lost:
                 continue
+            before = self._store.held.get(key)
             if isinstance(slot.record, Held):
                 if not self._store.engine.shared:
                     self._store.held[key] = slot
-                continue
-            self._store.held.pop(key, None)
+                if before is None or not _ends_sooner(slot.record, before.record):
+                    continue
+            else:
+                self._store.held.pop(key, None)
             watches.update(dict.fromkeys(self._watches.get(key, ())))
         return list(watches)
 
@@ -346,6 +352,11 @@ class Table:
             self._dead = error
         self._refuse_queued()
         self._notify.died(error)
+
+
+def _ends_sooner(record: Held, before: Record) -> bool:
+    """Tell whether a lease was taken over by a shorter one: waits for its end set their clock."""
+    return isinstance(before, Held) and record.deadline_ns < before.deadline_ns
 
 
 def _run_pending(group: Group, pending: Pending[Any]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Final, Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from distlock_proto import lock_table_pb2 as pb
 from run_once.errors import ServerError
@@ -14,6 +14,9 @@ _MARGIN_DIVISOR: Final = 20
 _MIN_MARGIN_NS: Final = 1_000_000
 
 How: TypeAlias = Literal["complete", "fail", "release"]
+
+ItemT = TypeVar("ItemT")
+AnswerT = TypeVar("AnswerT")
 
 
 class Grant(NamedTuple):
@@ -78,6 +81,41 @@ class LookupAnswer(NamedTuple):
     states: bytes
     infos: list[pb.KeyInfo]
     revision: int
+
+
+def in_requests(
+    items: Sequence[ItemT],
+    key_of: Callable[[ItemT], bytes],
+    max_keys: int,
+    send: Callable[[Sequence[ItemT]], list[AnswerT]],
+) -> list[AnswerT]:
+    """Send items in as many requests as it takes, and give the answers in the items' order.
+
+    A request must not name a key twice, but a process may have two leases on one: the newer, and
+    one that ran out without word from the server. The refusal would cost it all the others too.
+
+    Args:
+        items: What to send.
+        key_of: Gives an item's key.
+        max_keys: Keys in one request at most.
+        send: Makes one request.
+    """
+    rounds: list[list[int]] = []
+    seen: dict[bytes, int] = {}
+    for place, item in enumerate(items):
+        key = key_of(item)
+        earlier = seen.get(key, 0)
+        seen[key] = earlier + 1
+        if earlier == len(rounds):
+            rounds.append([])
+        rounds[earlier].append(place)
+    answers: dict[int, AnswerT] = {}
+    for places in rounds:
+        for start in range(0, len(places), max_keys):
+            part = places[start : start + max_keys]
+            sent = send([items[place] for place in part])
+            answers.update(zip(part, sent, strict=True))
+    return [answers[place] for place in range(len(items))]
 
 
 def to_ns(seconds: float) -> int:

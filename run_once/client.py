@@ -14,6 +14,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final, Literal
 
 from distlock_proto import lock_table_pb2 as pb
@@ -26,6 +27,7 @@ from run_once.answers import (
     SettleAnswer,
     Settlement,
     check,
+    in_requests,
     name_holder,
     read_claim,
     read_renewals,
@@ -146,7 +148,8 @@ class LockClient:
                     ahead=ahead,
                     want_results=want_results,
                 )
-                answer = self._claim_part(request)
+                reply, sent_ns = self._caller.call("Claim", request, pb.ClaimReply)
+                answer = read_claim(request, reply, sent_ns)
             states += answer.states
             grants += answer.grants
             results |= answer.results
@@ -167,12 +170,10 @@ class LockClient:
             timeout_s: Try once and for so long only; None: with the usual retries.
 
         Returns:
-            One answer per item, in order.
+            An answer for each, in order.
         """
-        answers: list[RenewAnswer] = []
-        for start in range(0, len(items), self._max_keys):
-            answers += self._renew_part(items[start : start + self._max_keys], timeout_s)
-        return answers
+        send = partial(self._renew_part, timeout_s=timeout_s)
+        return in_requests(items, lambda item: item[0].key, self._max_keys, send)
 
     def settle(
         self, items: Sequence[Settlement], *, timeout_s: float | None = None
@@ -186,14 +187,8 @@ class LockClient:
         Returns:
             One answer per item, in order.
         """
-        answers: list[SettleAnswer] = []
-        for start in range(0, len(items), self._max_keys):
-            part = items[start : start + self._max_keys]
-            request = pb.SettleRequest(settlements=[self._settlement(item) for item in part])
-            reply, _ = self._caller.call("Settle", request, pb.SettleReply, once_s=timeout_s)
-            check(len(reply.states) == len(part), "Settle")
-            answers += [SettleAnswer(state, lost) for state, lost in with_lost(reply, reply.states)]
-        return answers
+        send = partial(self._settle_part, timeout_s=timeout_s)
+        return in_requests(items, lambda item: item.grant.key, self._max_keys, send)
 
     def lookup(
         self, keys: Sequence[bytes], *, want_infos: bool = False, want_results: bool = False
@@ -328,11 +323,6 @@ class LockClient:
         check(len(reply.states) == len(keys), "Wait")
         return bytes(reply.states)
 
-    def _claim_part(self, request: pb.ClaimRequest) -> ClaimAnswer:
-        """Make one claim request."""
-        reply, sent_ns = self._caller.call("Claim", request, pb.ClaimReply)
-        return read_claim(request, reply, sent_ns)
-
     def _look_instead(self, keys: Sequence[bytes], *, want_results: bool) -> ClaimAnswer:
         """Answer for keys behind the limit on grants: a request cannot say "none"."""
         found = self.lookup(keys, want_results=want_results)
@@ -353,9 +343,18 @@ class LockClient:
         reply, sent_ns = self._caller.call("Renew", request, pb.RenewReply, once_s=timeout_s)
         return read_renewals([grant for grant, _, _ in items], request, reply, sent_ns)
 
-    def _settlement(self, item: Settlement) -> pb.Settlement:
-        """Make the message of a settlement; only a text needs the server's limit."""
-        return settlement_message(item, self.limits().max_error_bytes if item.error else 0)
+    def _settle_part(
+        self, items: Sequence[Settlement], timeout_s: float | None
+    ) -> list[SettleAnswer]:
+        """Make one settle request; only a text needs the server's limit."""
+        settlements = [
+            settlement_message(item, self.limits().max_error_bytes if item.error else 0)
+            for item in items
+        ]
+        request = pb.SettleRequest(settlements=settlements)
+        reply, _ = self._caller.call("Settle", request, pb.SettleReply, once_s=timeout_s)
+        check(len(reply.states) == len(items), "Settle")
+        return [SettleAnswer(state, lost) for state, lost in with_lost(reply, reply.states)]
 
     def list(
         self,

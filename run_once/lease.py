@@ -248,10 +248,11 @@ class LeaseKeeper:
 
     def end_settling(self, lease: Lease, *, lost_state: int | None = None) -> None:
         """Note a settlement's answer: the key's state behind a LOST, else None."""
-        self.drop(lease)
         if lost_state is None:
+            # First of all: the answer to a renewal behind it says LOST, perhaps at this moment.
             lease.mark_settled()
-        else:
+        self.drop(lease)
+        if lost_state is not None:
             lease.mark_lost(lost_state)
 
     def drop(self, lease: Lease) -> None:

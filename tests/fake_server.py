@@ -178,6 +178,9 @@ class FakeServer:
 
     def _with_lost(self, items: Iterable[tuple[bytes, Command]]) -> tuple[bytes, bytes]:
         states, lost = bytearray(), bytearray()
+        items = list(items)
+        if len({key for key, _ in items}) < len(items):
+            raise TransportError("INVALID_ARGUMENT", "a key comes twice in one request")
         for key, command in items:
             states.append(self._apply(key, command))
             if states[-1] == pb.KEY_STATE_LOST:

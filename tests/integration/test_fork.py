@@ -117,13 +117,20 @@ def fork(*_):
     if pid == 0:
         os._exit(0)
     codes.append(os.waitpid(pid, 0)[1])
+    arm()  # only now: on a slow machine a steady timer would nest the handlers without end
 
+def arm():
+    if not is_over:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+is_over = False
 signal.signal(signal.SIGALRM, fork)
-signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+arm()
 before_s = time.monotonic()
 while len(codes) < 20:
     session.client.lookup([b"parent"])
 session.client.wait([b"parent"], 0.5)
+is_over = True
 signal.setitimer(signal.ITIMER_REAL, 0)
 print(json.dumps([set(codes) == {0}, time.monotonic() - before_s]))
 """

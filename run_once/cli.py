@@ -5,6 +5,7 @@ What needs a server is imported by the command that asks it: `--help` answers at
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections import Counter
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 MAX_WORKER_KEYS: Final = 100_000
 """`status` reads so many held keys at most."""
+
+_RETRY_S: Final = 5.0
+"""A server that does not answer is tried for so long, unless the option retry_s says otherwise."""
 
 _RESET_STEP: Final = 10_000
 _AFTER_ALL_UTF8: Final = b"\xff"
@@ -175,6 +179,9 @@ def _connect(address: str | None, namespace: str | None) -> tuple[Config, Sessio
     from run_once.task import Session  # noqa: PLC0415
 
     config = load_config(address=address, namespace=namespace)
+    if config.retry_s == type(config)().retry_s:
+        # A person waits. Whoever has set the option wants it otherwise.
+        config = dataclasses.replace(config, retry_s=_RETRY_S)
     return config, Session.get(config)
 
 
@@ -284,7 +291,7 @@ def _print_unconfigured(config: Config) -> None:
         own = local.places(config, os.environ)
         running = own_server.find_running(own)
         print(running or f"unix:{own.socket}")
-        print("  nothing is configured and nothing listens on " + local.DEFAULT_ADDRESS)
+        print("  nothing is configured, and no lock server listens on " + local.DEFAULT_ADDRESS)
         state = "it runs" if running else "started by the first program that needs it"
         print(f"  this machine's own server: {state}; other machines do not see it")
         print(f"  database: {own.database}")

@@ -11,12 +11,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
 RELEASE_BOUND_S: Final = 3.0
 """The signal goes on after so long, even if the server has not answered."""
+
+_LOCK_HELD_S: Final = 0.25
+"""For so long the interrupted thread stands still."""
+
+_MEANWHILE_S: Final = 0.05
 
 SIGNALS: Final = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -37,6 +43,8 @@ class ExitSignals:
         self._pid = os.getpid()
         self._depth = 0
         self._handled: list[signal.Signals] = []
+        self._giver: threading.Thread | None = None
+        self._is_given_back = False
 
     def enter(self) -> bool:
         """Begin a loop; put handlers in where the signals would just end the process.
@@ -48,6 +56,7 @@ class ExitSignals:
             return False
         if os.getpid() != self._pid:  # a fork within a loop
             self._pid, self._depth = os.getpid(), 0
+            self._giver = None
         self._depth += 1
         for number in SIGNALS:
             if signal.getsignal(number) is signal.SIG_DFL:
@@ -65,11 +74,40 @@ class ExitSignals:
                 signal.signal(number, signal.SIG_DFL)
         self._handled.clear()
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether a signal is ending this process: nothing new may be claimed."""
+        return self._giver is not None and os.getpid() == self._pid
+
     def _handle(self, number: int, _frame: FrameType | None) -> Any:
-        """Give back, and die of the signal as before."""
-        if os.getpid() == self._pid:
-            thread = threading.Thread(target=self._release, name="run_once-release", daemon=True)
-            thread.start()
-            thread.join(RELEASE_BOUND_S)
+        """Give back, and die of the signal as before.
+
+        It may have interrupted this thread while it held a lock that giving back needs. So after a
+        moment the thread goes on, and is interrupted again when all is given back.
+        """
+        if os.getpid() == self._pid and not self._is_given_back:
+            if self._giver is None:
+                self._giver = threading.Thread(
+                    target=self._give_back, args=(number,), name="run_once-release", daemon=True
+                )
+                self._giver.start()
+            self._giver.join(_LOCK_HELD_S)
+            if not self._is_given_back:
+                return
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+    def _give_back(self, number: int) -> None:
+        releaser = threading.Thread(target=self._release_twice, daemon=True)
+        releaser.start()
+        releaser.join(RELEASE_BOUND_S)
+        self._is_given_back = True
+        main = threading.main_thread().ident
+        if main is not None:
+            signal.pthread_kill(main, number)
+
+    def _release_twice(self) -> None:
+        """Give back what is held, and then what was being claimed meanwhile."""
+        self._release()
+        time.sleep(_MEANWHILE_S)
+        self._release()

@@ -22,7 +22,7 @@ from joblib.parallel import (
 
 from run_once.call_keys import CallKeyer, Numberer
 from run_once.errors import RunOnceWarning
-from run_once.joblib_dispatch import Call, Dispatcher, HitSizer, Job, free_claims
+from run_once.joblib_dispatch import Call, Dispatcher, HitSizer, Job
 from run_once.joblib_lookup import Cold, Lookups, Skipped
 from run_once.joblib_options import BackendOptions, resolve
 from run_once.joblib_worker import Failure, Outcome, RemoteCall, TaskOptions, Value
@@ -242,22 +242,13 @@ class BoundCall:
             if not isinstance(found, Cold):
                 lookups.wait([key])
                 continue
-            outcome = self._claim_here(session, key, call)
+            func, args, kwargs = call
+            outcome = RemoteCall.new(func, key, self._task_options)(*args, **kwargs)
             if isinstance(outcome, Value):
                 return outcome.value
             if isinstance(outcome, Failure):
                 # What was raised in this thread has its traceback; a stored one is only a text.
                 raise outcome.error if outcome.error.__traceback__ else outcome.with_cause()
-
-    def _claim_here(self, session: Session, key: bytes, call: Call) -> Outcome:
-        func, args, kwargs = call
-        remote = RemoteCall.new(func, key, self._task_options)
-        try:
-            return remote(*args, **kwargs)
-        except BaseException:
-            # Interrupted: perhaps after the claim was granted, and before its answer was read.
-            free_claims(session, [(remote.claim_id, [key])], lease_s=self._task_options.lease_s)
-            raise
 
 
 def _await_pickup(inner: Any) -> None:

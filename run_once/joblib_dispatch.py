@@ -13,9 +13,8 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from run_once.client import LockClient
 from run_once.joblib_lookup import (
     MAX_WAIT_S,
     MIN_WAIT_S,
@@ -26,14 +25,12 @@ from run_once.joblib_lookup import (
     Skipped,
 )
 from run_once.joblib_worker import Elsewhere, Failure, Outcome, RemoteCall, TaskOptions, Value
-from run_once.retrying import RetryPolicy
 
 if TYPE_CHECKING:
     from run_once.task import Session
 
 logger = logging.getLogger("run_once")
 
-_FREE_RETRY: Final = RetryPolicy(total_s=2.0, attempt_s=2.0)
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
@@ -175,7 +172,7 @@ class Dispatcher:
 
         The parent chose their claim ids: repeating a claim tells the token, with which to release.
         """
-        free_claims(self._session, left, lease_s=self._options.lease_s)
+        self._session.free_claims(left, lease_s=self._options.lease_s)
 
     # -- the dispatcher thread ---------------------------------------------------------------------
 
@@ -331,35 +328,6 @@ class Dispatcher:
             items = [item for key in keys for item in self._busy.pop(key, [])]
         for item in items:
             item.job.settle(item.index, Failure(error))
-
-
-def free_claims(
-    session: Session, left: Sequence[tuple[bytes, list[bytes]]], *, lease_s: float
-) -> None:
-    """Give back what was claimed under ids that were chosen here, if the server answers soon.
-
-    Args:
-        session: The server.
-        left: (claim id, keys), whether they were claimed or not.
-        lease_s: Length of the leases, after which they run out anyway.
-    """
-    client = LockClient(
-        session.client.transport, retry=_FREE_RETRY, owner=session.client.owner
-    )  # with little patience: the user waits, perhaps after Ctrl-C
-    is_open = [(claim_id, keys) for claim_id, keys in left if keys]
-    try:
-        while is_open:
-            claim_id, keys = is_open[-1]
-            answer = client.claim(keys, ttl_s=lease_s, claim_id=claim_id)
-            client.release_grants(answer.grants, timeout_s=_FREE_RETRY.attempt_s)
-            is_open.pop()
-    except Exception as error:
-        logger.warning(
-            "could not free %d keys of aborted calls; their leases run out in %g s: %s",
-            sum(len(keys) for _, keys in is_open),
-            lease_s,
-            error,
-        )
 
 
 class HitSizer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
@@ -18,10 +19,13 @@ from run_once.key_pass import Counts, KeyPass
 from run_once.live import LiveItem, Outcome, registry, release_all, show
 from run_once.progress import Progress
 from run_once.readahead import ADVICE, ReadAheadWatch
+from run_once.session import give_back_all
 from run_once.task import Session
 from run_once.warn import warn_user
 
 ItemT = TypeVar("ItemT")
+
+_ENDING_LOOK_S: Final = 0.05
 
 
 class Loop(Iterator[ItemT]):
@@ -77,6 +81,8 @@ class Loop(Iterator[ItemT]):
             The item; None if nothing is left.
         """
         self._after_fork()
+        while _EXIT_SIGNALS.is_ending and threading.current_thread() is threading.main_thread():
+            time.sleep(_ENDING_LOOK_S)  # the signal's handler ends the process
         with self._lock:
             if self._is_closed:
                 return None
@@ -165,5 +171,10 @@ class Loop(Iterator[ItemT]):
             self._pass.after_fork(Session.get(self._config))
 
 
-_EXIT_SIGNALS: Final = ExitSignals(lambda: release_all(registry().held(is_kept_only=True)))
+def _give_back() -> None:
+    release_all(registry().held(is_kept_only=True))
+    give_back_all()
+
+
+_EXIT_SIGNALS: Final = ExitSignals(_give_back)
 """Shared by all loops of this process."""

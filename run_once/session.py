@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 AnyLease: TypeAlias = Lease | LeaseHandle
 
 _RELEASE_TIMEOUT_S: Final = 2.0
+_FREE_RETRY: Final = RetryPolicy(total_s=2.0, attempt_s=2.0)
 
 
 class Claimed(NamedTuple):
@@ -30,6 +31,14 @@ class Claimed(NamedTuple):
     states: bytes
     leases: list[Lease]
     results: dict[bytes, pb.Result]
+
+
+class _UnderWay(NamedTuple):
+    """A claim whose answer is not here yet."""
+
+    keys: list[bytes]
+    ttl_s: float
+    max_grants: int
 
 
 class Ending(NamedTuple):
@@ -54,6 +63,7 @@ class Session:
         self.client = client
         self.keeper = keeper or LeaseKeeper(client)
         self.address = client.transport.address
+        self._under_way: dict[bytes, _UnderWay] = {}
 
     @classmethod
     def get(cls, config: Config) -> Session:
@@ -94,23 +104,75 @@ class Session:
             want_results: Ask for the results of done keys.
             claim_id: Identity of the claim; None: a new one.
         """
-        answer = self.client.claim(
-            keys,
-            ttl_s=ttl_s,
-            claim_id=claim_id,
-            max_grants=max_grants,
-            max_attempts=max_attempts,
-            ahead=ahead,
-            want_results=want_results,
-        )
-        leases = [
-            self.keeper.adopt(grant, ttl_s=ttl_s, keep_alive=keep_alive, started=not ahead)
-            for grant in answer.grants
-        ]
-        late = [lease for lease in leases if not lease.held]
-        if late:
-            self._renew_late(late)
-        return _without_lost(keys, answer, leases)
+        claim_id = claim_id or self.client.new_claim_id()
+        leases: list[Lease] = []
+        self._under_way[claim_id] = _UnderWay(list(keys), ttl_s, max_grants)
+        try:
+            answer = self.client.claim(
+                keys,
+                ttl_s=ttl_s,
+                claim_id=claim_id,
+                max_grants=max_grants,
+                max_attempts=max_attempts,
+                ahead=ahead,
+                want_results=want_results,
+            )
+            for grant in answer.grants:
+                lease = self.keeper.adopt(
+                    grant, ttl_s=ttl_s, keep_alive=keep_alive, started=not ahead
+                )
+                leases.append(lease)
+            late = [lease for lease in leases if not lease.held]
+            if late:
+                self._renew_late(late)
+            return _without_lost(keys, answer, leases)
+        except Exception:
+            raise
+        except BaseException:
+            # Interrupted: perhaps after the grant, and before anybody here knows of it.
+            for lease in leases:
+                self.keeper.drop(lease)
+            self.free_claims([(claim_id, list(keys))], lease_s=ttl_s, max_grants=max_grants)
+            raise
+        finally:
+            self._under_way.pop(claim_id, None)
+
+    def free_claims(
+        self, left: Sequence[tuple[bytes, list[bytes]]], *, lease_s: float, max_grants: int = 0
+    ) -> None:
+        """Give back what was claimed under ids that are known here, if the server answers soon.
+
+        Repeating a claim tells the tokens of what it was granted, with which to release.
+
+        Args:
+            left: (claim id, keys), whether they were granted or not.
+            lease_s: Length of the leases, after which they run out anyway.
+            max_grants: As in the claim; 0: no limit.
+        """
+        # With little patience: the user waits, perhaps after Ctrl-C.
+        client = LockClient(self.client.transport, retry=_FREE_RETRY, owner=self.client.owner)
+        is_open = [(claim_id, keys) for claim_id, keys in left if keys]
+        try:
+            while is_open:
+                claim_id, keys = is_open[-1]
+                answer = client.claim(keys, ttl_s=lease_s, claim_id=claim_id, max_grants=max_grants)
+                client.release_grants(answer.grants, timeout_s=_FREE_RETRY.attempt_s)
+                is_open.pop()
+        except RunOnceError as error:
+            logger.warning(
+                "could not free %d keys of interrupted calls; their leases run out in %g s: %s",
+                sum(len(keys) for _, keys in is_open),
+                lease_s,
+                error,
+            )
+
+    def give_back(self) -> None:
+        """Give back all that is kept alive or being claimed, for the process is about to end."""
+        for claim_id, claim in list(self._under_way.items()):
+            self.free_claims(
+                [(claim_id, claim.keys)], lease_s=claim.ttl_s, max_grants=claim.max_grants
+            )
+        self.release(self.keeper.leases())
 
     def complete(self, lease: AnyLease, result: pb.Result | None = None) -> SettleAnswer:
         """Complete a key: COMPLETED, or LOST with the key's present state.
@@ -246,6 +308,11 @@ class _Sessions:
         self._by_config: dict[Config, Session] = {}
         self._by_name: dict[tuple[str | None, str | None, float], Session] = {}
 
+    def give_back(self) -> None:
+        """Give back what all sessions hold; no lock: a signal may have interrupted its holder."""
+        for session in list(self._by_name.values()):
+            session.give_back()
+
     def _close_all(self) -> None:
         """End well with the process."""
         for session in list(self._by_name.values()):
@@ -268,6 +335,11 @@ def _new_session(config: Config) -> Session:
         revive=local.reviver(config) if config.source == SOURCE_OWN else None,
     )
     return Session(client)
+
+
+def give_back_all() -> None:
+    """Give back all that this process keeps alive or is claiming, for it is about to end."""
+    _SESSIONS.give_back()
 
 
 _SESSIONS: Final = _Sessions()

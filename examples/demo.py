@@ -94,6 +94,7 @@ class Events:
 
     def __init__(self, path: Path) -> None:
         """Read from the start."""
+        self._folds: dict[str, int] = {}
         self.path = path
         self.path.touch()
         self.seen: list[dict[str, Any]] = []
@@ -117,7 +118,8 @@ class Events:
             if event["what"] == "end":
                 ended += 1
                 who = f"{event['label']:>2} pid {event['pid']}"
-                print(f"  {who}  fits  {event['fit']:<40} fold {event['fold']}  {ended:>3}/{total}")
+                fold = self._folds.setdefault(event["fold"], len(self._folds) + 1)
+                print(f"  {who}  fits  {event['fit']:<40} fold {fold}  {ended:>3}/{total}")
 
 
 def name_of(event: dict[str, Any]) -> tuple[str, str]:
@@ -207,7 +209,10 @@ def report_grid(demo: Demo, events: Events, total: int) -> None:
     for label in ("A", "B", "B2"):
         print(f"  {label:<12} {sum(event['label'] == label for event in ended):>10}")
     print(f"  {'in all':<12} {len(ended):>10}")
-    print(f"  {'repeated':<12} {len(repeated):>10}")
+    print(
+        f"  {'cut off':<12} {sum(started.values()) - len(ended):>10}    by the kill, without an end"
+    )
+    print(f"  {'repeated':<12} {len(repeated):>10}    started twice")
     print(f"  {'to be done':<12} {total:>8}\n")
     demo.check(len(started) == total, f"all {total} fits were done")
     demo.check(

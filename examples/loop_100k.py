@@ -2,9 +2,10 @@
 
     python examples/loop_100k.py & python examples/loop_100k.py & wait
 
-Nothing needs to be configured on one machine. Interrupt it, start it again: it goes on where it
-was. Once all keys are done, it ends at once; `run-once reset --prefix "" --namespace
-example-loop` has them done again.
+Nothing needs to be configured on one machine. Each key costs two requests and synced writes, so on
+a small machine it takes some minutes (`--progress` shows how far it is). Interrupt it, start it
+again: it goes on where it was. Once all keys are done, it ends at once; `run-once reset --prefix ""
+--namespace example-loop` has them done again.
 """
 
 from __future__ import annotations

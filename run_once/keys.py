@@ -35,7 +35,7 @@ def stored_key(key: str | SupportsIndex, version: int = 0, namespace: str = "") 
     """
     text = key if isinstance(key, str) else _decimal(key)
     if not text:
-        raise LimitError("a key must not be empty")
+        raise LimitError("a key must not be empty: leave the empty string out of your keys")
     if version < 0:
         raise LimitError(f"version of key {text!r} must be an integer of 0 or more: {version!r}")
     if version:

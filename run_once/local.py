@@ -321,8 +321,9 @@ def _several_machines(reason: str) -> str:
     return (
         f"no lock server is configured, and this is {reason}: a server of its own on each machine "
         "would repeat all the work. Start one server where all of them reach it, and name it:\n"
-        "    distlock --db=$HOME/distlock-db --host=0.0.0.0\n"
+        "    distlock --db=/var/tmp/distlock-db --host=0.0.0.0    # a disk of its own, not NFS\n"
         f"    export RUN_ONCE_ADDRESS={socket.gethostname()}:{DEFAULT_PORT}"
         "    # the machine where distlock runs\n"
-        "(or the line `address = host:port` in ~/.run_once.ini)"
+        "(or the line `address = host:port` in ~/.run_once.ini). For joblib's results set "
+        "RUN_ONCE_SECRET to the same text on all of them, too."
     )

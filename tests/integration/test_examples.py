@@ -35,10 +35,10 @@ def start(name: str, *arguments: str, address: str | None = None) -> subprocess.
     )
 
 
-def output(process: subprocess.Popen[str]) -> str:
+def output(process: subprocess.Popen[str], timeout_s: float = TIMEOUT_S) -> str:
     """Wait for an example to end well; give its output."""
     try:
-        text, _ = process.communicate(timeout=TIMEOUT_S)
+        text, _ = process.communicate(timeout=timeout_s)
     finally:
         process.kill()
         process.wait()
@@ -68,6 +68,17 @@ def test_loop_100k(server: ServerProcess) -> None:
     assert sum(here for here, _ in done) == len(left)
     assert other.client.count(namespace="example-loop").done == 100_000
     assert numbers(output(start("loop_100k.py", address=server.address))) == [0, 100_000]
+    other.client.close()
+
+
+@pytest.mark.soak
+def test_loop_100k_from_nothing(server: ServerProcess) -> None:
+    """Three processes do all of the 100,000 keys, none of them twice."""
+    processes = [start("loop_100k.py", address=server.address) for _ in range(3)]
+    done = [numbers(output(process, timeout_s=3_000)) for process in processes]
+    assert sum(here for here, _ in done) == 100_000
+    other = Other(server.address)
+    assert other.client.count(namespace="example-loop").done == 100_000
     other.client.close()
 
 

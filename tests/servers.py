@@ -19,7 +19,7 @@ from distlock_server.clock import Clock, ManualClock
 from distlock_server.engines.base import Engine
 from distlock_server.server import Died, Idle, Listen, Server
 
-START_TIMEOUT_S: Final = 30.0
+START_TIMEOUT_S: Final = 60.0
 """How long a server may take to answer on a busy machine."""
 
 CHANNEL_OPTIONS: Final = (

@@ -41,7 +41,7 @@ bench: $(STAMP)  ## measure; results go to benchmarks/results
 	$(BIN)/python benchmarks/run.py
 
 soak: $(STAMP)  ## run the long tests under load
-	$(BIN)/python -m pytest -m soak --timeout=0 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m soak --timeout=0 -o faulthandler_timeout=0 $(PYTEST_ARGS)
 
 clean:  ## remove environments, caches and built files
 	rm -rf .venv .venv-proto build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

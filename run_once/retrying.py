@@ -46,7 +46,7 @@ class RetryPolicy(NamedTuple):
     total_s: float = 120.0
     attempt_s: float = 10.0
     first_backoff_s: float = 0.05
-    max_backoff_s: float = 2.0
+    max_backoff_s: float = 1.0
     warn_after_s: float = 5.0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal
 
-from joblib.parallel import BACKENDS, ParallelBackendBase
+from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS, ParallelBackendBase
 
 from run_once.config import Config, load_config
 from run_once.errors import ConfigError
@@ -57,7 +57,7 @@ class BackendOptions:
         if self.in_flight not in IN_FLIGHT_CHOICES:
             msg = f"in_flight={self.in_flight!r}: choose one of {', '.join(IN_FLIGHT_CHOICES)}"
             raise ConfigError(msg)
-        if isinstance(self.inner, str) and self.inner not in BACKENDS:
+        if isinstance(self.inner, str) and not _is_known_backend(self.inner):
             known = ", ".join(sorted(set(BACKENDS) - {"run_once"}))
             msg = f"inner={self.inner!r} is no joblib backend; known here: {known}"
             raise ConfigError(msg)
@@ -79,6 +79,20 @@ class BackendOptions:
         if type(self.max_attempts) is not int or self.max_attempts < 0:
             msg = f"max_attempts={self.max_attempts!r}: give an integer, 0 for no limit"
             raise ConfigError(msg)
+
+
+def _is_known_backend(name: str) -> bool:
+    """Look a backend up as joblib does, which loads that of dask by its first use.
+
+    Raises:
+        ConfigError: It is one of those, and its library is missing.
+    """
+    if name not in BACKENDS and name in EXTERNAL_BACKENDS:
+        try:
+            EXTERNAL_BACKENDS[name]()
+        except ImportError as error:
+            raise ConfigError(f"inner={name!r} cannot be loaded: {error}") from error
+    return name in BACKENDS
 
 
 OPTION_NAMES: Final = frozenset(field.name for field in fields(BackendOptions))

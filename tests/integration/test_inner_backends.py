@@ -1,0 +1,134 @@
+"""Every inner backend: calls run there, under the wrapper, and a second run computes nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pytest
+
+from distlock_proto import lock_table_pb2 as pb
+from run_once.errors import RunOnceError
+from tests.other_client import Other
+from tests.servers import ServerProcess
+
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def dask_cluster() -> Iterator[Any]:
+    """Give a client of a real cluster: a scheduler and two worker processes on loopback."""
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(params=["loky", "threading", "multiprocessing", "dask"])
+def inner(
+    request: pytest.FixtureRequest, server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """Give the name of a backend that is ready."""
+    monkeypatch.setenv("RUN_ONCE_ADDRESS", server.address)
+    name = str(request.param)
+    if name == "dask":
+        _configure_dask(request.getfixturevalue("dask_cluster"))
+    if name == "multiprocessing" and "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("joblib's multiprocessing backend forks")
+    return name
+
+
+def _configure_dask(client: Any) -> None:
+    """Give the workers this test's secret, as an administrator would."""
+    names = ("RUN_ONCE_CONFIG_DIR", "RUN_ONCE_DATA_DIR", "HOME")
+    environment = {name: os.environ[name] for name in names}
+    client.run(_update_environment, environment)
+
+
+def _update_environment(variables: dict[str, str]) -> None:
+    os.environ.update(variables)
+
+
+def where(number: int, folder: Path) -> tuple[int, int]:
+    """Tell who ran a call, and leave a file for each run."""
+    (folder / f"{number}-{os.getpid()}-{os.urandom(4).hex()}").touch()
+    return number, os.getpid()
+
+
+def fail_on_three(number: int) -> int:
+    """Fail in one call."""
+    if number == 3:
+        raise LookupError("three is no number")
+    return number
+
+
+def nested(number: int) -> list[int]:
+    """Call Parallel inside of a call."""
+    calls = (joblib.delayed(abs)(-x) for x in range(number))
+    values: list[int] = joblib.Parallel(n_jobs=2)(calls)
+    return values
+
+
+def test_calls_run_there(inner: str, server: ServerProcess, tmp_path: Path) -> None:
+    """Each call runs once, in that backend's processes, is done, and is not run again."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    calls = [joblib.delayed(where)(number, runs) for number in range(COUNT)]
+    with joblib.parallel_config("run_once", inner=inner, n_jobs=2):
+        first = joblib.Parallel()(calls)
+        second = joblib.Parallel()(calls)
+    assert [number for number, _ in first] == list(range(COUNT))
+    assert second == first
+    assert len(list(runs.iterdir())) == COUNT
+    is_here = {pid == os.getpid() for _, pid in first}
+    assert is_here == {inner == "threading"}
+    other = Other(server.address)
+    infos = list(other.client.list())
+    other.client.close()
+    assert [info.state for info in infos] == [pb.KEY_STATE_DONE] * COUNT
+    # Completed by who ran it: the owner's label names the process.
+    pids = {str(pid) for _, pid in first}
+    assert all(any(pid in info.owner for pid in pids) for info in infos)
+
+
+def test_an_exception_comes_through(inner: str, server: ServerProcess) -> None:
+    """With its own type, and the key can be claimed again at once; the others are done."""
+    with (
+        joblib.parallel_config("run_once", inner=inner, n_jobs=2),
+        pytest.raises(LookupError, match="three is no number"),
+    ):
+        joblib.Parallel()(joblib.delayed(fail_on_three)(number) for number in range(4))
+    other = Other(server.address)
+    counted = other.client.count()
+    other.client.close()
+    assert counted.failed == 1
+    assert counted.held == 0
+
+
+def test_nested_calls_run(inner: str) -> None:
+    """They run plainly, inside of the claimed one."""
+    with joblib.parallel_config("run_once", inner=inner, n_jobs=2):
+        values = joblib.Parallel()(joblib.delayed(nested)(number) for number in range(4))
+    assert values == [list(range(number)) for number in range(4)]
+
+
+def test_a_worker_elsewhere_with_another_secret(
+    dask_cluster: Any, server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The secret does not cross the network: without sharing it the values cannot be trusted."""
+    monkeypatch.setenv("RUN_ONCE_ADDRESS", server.address)
+    _configure_dask(dask_cluster)
+    monkeypatch.setenv("RUN_ONCE_SECRET", "f" * 64)
+    calls: list[Callable[[], int]] = [joblib.delayed(abs)(-number) for number in range(3)]
+    with joblib.parallel_config("run_once", inner="dask", n_jobs=2):
+        assert joblib.Parallel()(calls) == [0, 1, 2], "the values themselves come from the workers"
+        with pytest.raises(RunOnceError, match="RUN_ONCE_SECRET"):
+            joblib.Parallel()(calls)

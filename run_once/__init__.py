@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from run_once import _joblib_registration
 
 if TYPE_CHECKING:
+    from run_once.call_tools import explain_key, forget, is_done
     from run_once.config import Config, load_config
     from run_once.decorator import Status, distributed_task, run_once
     from run_once.errors import (
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
         UnkeyableError,
     )
     from run_once.iterator import DistributedIterator
-    from run_once.joblib_lookup import Skipped
+    from run_once.joblib_outcomes import Failed, Planned, Skipped
+    from run_once.joblib_report import CallEvent, Report, last_report
     from run_once.lease import Lease, LeaseHandle
     from run_once.legacy_api import at_most_every, count_keys_by_prefix, search_keys_by_prefix
     from run_once.live import LiveItem, lease_of
@@ -63,7 +65,15 @@ _HOMES: Final = {
     "count_keys_by_prefix": "legacy_api",
     "search_keys_by_prefix": "legacy_api",
     # the joblib backend
-    "Skipped": "joblib_lookup",
+    "Skipped": "joblib_outcomes",
+    "Failed": "joblib_outcomes",
+    "Planned": "joblib_outcomes",
+    "is_done": "call_tools",
+    "forget": "call_tools",
+    "explain_key": "call_tools",
+    "last_report": "joblib_report",
+    "Report": "joblib_report",
+    "CallEvent": "joblib_report",
     # shared by all
     "Config": "config",
     "load_config": "config",
@@ -104,6 +114,14 @@ __all__ = [  # noqa: RUF022 (grouped as above; a test keeps the three lists equa
     "count_keys_by_prefix",
     "search_keys_by_prefix",
     "Skipped",
+    "Failed",
+    "Planned",
+    "is_done",
+    "forget",
+    "explain_key",
+    "last_report",
+    "Report",
+    "CallEvent",
     "Config",
     "load_config",
     "Lease",

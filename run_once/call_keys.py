@@ -14,15 +14,15 @@ import hashlib
 import re
 import threading
 import types
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 from run_once import identity
 from run_once.calls import Callee, Function, bind, inspect_function, unwrap
 from run_once.encode import CodeMode, Encoder, record
-from run_once.errors import RunOnceWarning, UnkeyableError
+from run_once.errors import UnkeyableError
 from run_once.key_context import KeyContext
+from run_once.warn import warn_user
 
 FORMAT: Final = 1
 """Version of the encoding; part of each key."""
@@ -50,6 +50,7 @@ class CallKeyer:
         key: Makes the text that stands for the arguments, from the arguments; None encodes them.
         code: "source" makes the source, closure and defaults of the user's functions part of the
             key; with "none" their names are enough, and a mended function resumes.
+        warn: Told what the user should know of a key, once for each matter.
 
     Raises:
         ValueError: `version` or `code` is none of what is allowed.
@@ -62,6 +63,7 @@ class CallKeyer:
         ignore: Collection[str] = (),
         key: Callable[..., str] | None = None,
         code: CodeMode = "none",
+        warn: Callable[[str], object] = warn_user,
     ) -> None:
         if type(version) is not int or not 0 <= version < _MAX_VERSION:
             raise ValueError(f"version={version!r} must be an integer from 0 to {_MAX_VERSION - 1}")
@@ -74,6 +76,7 @@ class CallKeyer:
         self._context = KeyContext()
         self._known: dict[int, Function] = {}
         self._heads: dict[int, bytes] = {}
+        self._warn = warn
         self._warned: set[str] = set()
         self._lock = threading.Lock()
 
@@ -170,12 +173,10 @@ class CallKeyer:
             new = sorted(kinds - self._warned) if not self._warned else []
             self._warned |= kinds
         if new:
-            warnings.warn(
+            self._warn(
                 f"{name}: {', '.join(new)} has random_state=None, so that its key stands for "
                 "whichever random draw is computed first, here or on another machine. Give it a "
-                "random_state to make the result reproducible",
-                RunOnceWarning,
-                stacklevel=3,
+                "random_state to make the result reproducible"
             )
 
 
@@ -201,23 +202,6 @@ class Numberer:
             return key
         self.duplicates += 1
         return f"{key}#{count}"
-
-
-def explain_key(func: Any, /, *args: Any, **kwargs: Any) -> str:
-    """Return as text what goes into the key of ``func(*args, **kwargs)``.
-
-    Args:
-        func: What is called.
-        *args: Its positional arguments.
-        **kwargs: Its keyword arguments.
-
-    Returns:
-        Lines: the key, the function, then the arguments as a tree.
-
-    Raises:
-        UnkeyableError: An argument has no lasting value.
-    """
-    return CallKeyer().explain(func, args, kwargs)
 
 
 def _own_text(text: object, name: str) -> str:

@@ -48,6 +48,8 @@ class Config:
         owner: Label shown to people as the holder; None: user, host and process id.
         secret: Signs results; None: the user's own, made on first use.
         in_flight: Backend: "wait" for keys that others compute, or "skip" them.
+        on_error: Backend: "raise" a call's error, "return" a `Failed` in its place, or "retry" it.
+        duplicates: Backend: "number" equal calls of one `Parallel`, or compute them "once".
         inner: Backend: name of the joblib backend that does the work.
         max_attempts: Do not try a key more often; 0: no limit.
         progress: Show progress.
@@ -64,6 +66,8 @@ class Config:
     owner: str | None = None
     secret: str | None = field(default=None, repr=False)
     in_flight: str = "wait"
+    on_error: str = "raise"
+    duplicates: str = "number"
     inner: str = "loky"
     max_attempts: int = 0
     progress: bool = False

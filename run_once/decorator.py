@@ -14,7 +14,7 @@ from distlock_proto import lock_table_pb2 as pb
 from run_once.config import Config, load_config
 from run_once.errors import ConfigError, ExhaustedError, LeaseLostWarning
 from run_once.iterator import timeout_seconds
-from run_once.keys import stored_key
+from run_once.keys import display_key, stored_key
 from run_once.live import show
 from run_once.task import Session, TaskOutcome, run_task
 from run_once.warn import warn_user
@@ -169,7 +169,7 @@ def _status(key: bytes, outcome: TaskOutcome[T], *, suppress_exception: bool) ->
     if outcome.state == pb.KEY_STATE_EXHAUSTED:
         error = ExhaustedError(
             f"key {show(key)} was attempted as often as max_attempts allows; see `run-once list "
-            "--failed`, and `run-once reset` to have it tried again"
+            f"--failed`; to have it tried again: {display_key(key).reset_command}"
         )
     if error is not None:
         if not suppress_exception:

@@ -82,6 +82,11 @@ class RunOnceBackend(ParallelBackendBase):
         return bool(getattr(self._probe, "supports_sharedmem", False))
 
     @property
+    def supports_timeout(self) -> bool:
+        """Several jobs can be timed out, one cannot: joblib then warns, as it does by itself."""
+        return self._bound is None or not self._bound.is_sequential
+
+    @property
     def uses_threads(self) -> bool:
         """As the inner backend does."""
         return bool(getattr(self._probe, "uses_threads", False))

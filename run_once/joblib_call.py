@@ -23,12 +23,17 @@ from joblib.parallel import (
 from run_once.call_keys import CallKeyer, Numberer
 from run_once.errors import RunOnceWarning
 from run_once.joblib_dispatch import Call, Dispatcher, HitSizer, Job
-from run_once.joblib_lookup import Cold, Lookups, Skipped
+from run_once.joblib_failures import Failures
+from run_once.joblib_lookup import Busy, Cold, DryLookups, Lookups
 from run_once.joblib_options import BackendOptions, resolve
-from run_once.joblib_worker import Failure, Outcome, RemoteCall, TaskOptions, Value
+from run_once.joblib_outcomes import Failure, Outcome, Settled, Value
+from run_once.joblib_report import RunningCalls, Tally, keep_report
+from run_once.joblib_worker import RemoteCall, TaskOptions
 from run_once.keys import stored_key
+from run_once.progress import Progress
 from run_once.secret import load_secret
 from run_once.task import Session
+from run_once.warn import UserLine, user_line
 
 _LOCAL_BACKENDS: Final = (LokyBackend, MultiprocessingBackend, ThreadingBackend)
 """Inner backends whose workers are on this machine."""
@@ -44,10 +49,14 @@ class BoundCall:
     def __init__(self, inner: Any) -> None:
         self.inner = inner
         self._parallel: Any = None
+        self._line: UserLine
         self._inner_kwargs: dict[str, Any] = {}
         self._dispatcher: Dispatcher | None = None
+        self._tally: Tally | None = None
+        self._progress: Progress | None = None
         self._sizer = HitSizer()
         self._inner_is_ready = False
+        self.is_sequential = False
 
     def configure(
         self, n_jobs: int, parallel: Any, options: BackendOptions, inner_kwargs: dict[str, Any]
@@ -55,16 +64,23 @@ class BoundCall:
         """Prepare; return the number of workers."""
         self._parallel = parallel
         self._options = options
+        self._line = user_line()
         self._inner_kwargs = inner_kwargs
         self._config = resolve(options)
+        self._failures = Failures(options.on_error, options.max_attempts)
         self._secret = load_secret(configured=self._config.secret)
         self._task_options = TaskOptions(
             config=dataclasses.replace(self._config, secret=None),
             lease_s=self._config.lease_s,
-            max_attempts=options.max_attempts,
+            max_attempts=self._failures.max_attempts,
             secret=self._secret if isinstance(self.inner, _LOCAL_BACKENDS) else None,
         )
-        self._keyer = CallKeyer(ignore=tuple(options.ignore), key=options.key, code=options.code)
+        self._keyer = CallKeyer(
+            ignore=tuple(options.ignore),
+            key=options.key,
+            code=options.code,
+            warn=self._line.warn,
+        )
         try:
             configured = int(self.inner.configure(n_jobs=n_jobs, parallel=parallel, **inner_kwargs))
             self._inner_is_ready = True
@@ -72,7 +88,8 @@ class BoundCall:
             # The inner backend has nothing to run with one job, and nothing to end either.
             configured = 1
         self._n_jobs = configured
-        if configured == 1:
+        self.is_sequential = configured == 1
+        if self.is_sequential:
             self._claim_sequentially(parallel)
         return configured
 
@@ -81,6 +98,7 @@ class BoundCall:
     def start_call(self) -> None:
         """Begin one call of the `Parallel`."""
         self._keyer.clear()
+        self._begin()
         _forget_leftovers(self._parallel)
         if hasattr(self.inner, "start_call"):
             self.inner.start_call()
@@ -89,6 +107,7 @@ class BoundCall:
         """End one call of the `Parallel`."""
         self._close_dispatcher()
         self._keyer.clear()
+        self._end()
         if hasattr(self.inner, "stop_call"):
             self.inner.stop_call()
 
@@ -102,13 +121,15 @@ class BoundCall:
 
         job = Job(batch, finished)
         if self._dispatcher is None:
-            session = Session.get(self._config)
             self._dispatcher = Dispatcher(
-                session=session,
-                lookups=Lookups(session, in_flight=self._options.in_flight, secret=self._secret),
+                session=Session.get(self._config),
+                lookups=self._lookups(),
                 inner=self,
-                make_key=partial(self._make_key, Numberer()),
+                make_key=self._key_maker(),
                 options=self._task_options,
+                failures=self._failures,
+                tally=self._begin(),
+                joins_equal=self._options.duplicates == "once",
             )
         self._dispatcher.submit(job)
         return job
@@ -197,10 +218,52 @@ class BoundCall:
 
         return set_context
 
-    def _make_key(self, numberer: Numberer, call: Call) -> bytes:
+    # -- both --------------------------------------------------------------------------------------
+
+    def _begin(self) -> Tally:
+        """Begin to count the calls of one call of the `Parallel`, and to show them."""
+        if self._tally is None:
+            self._tally = Tally(self._options.callback)
+            if self._config.progress:
+                total = getattr(self._parallel, "n_tasks", None)
+                running = RunningCalls(self._tally, Session.get(self._config), total)
+                self._progress = Progress.start(running, self._config)
+        return self._tally
+
+    def _end(self) -> None:
+        """End the display, and keep the numbers as the last report."""
+        tally, self._tally = self._tally, None
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            progress.close()
+        if tally is not None and not self._options.dry_run:
+            keep_report(tally.report())
+
+    def _lookups(self) -> Lookups:
+        kind = DryLookups if self._options.dry_run else Lookups
+        session = Session.get(self._config)
+        return kind(session, in_flight=self._options.in_flight, secret=self._secret)
+
+    def _key_maker(self) -> Callable[[Call], bytes]:
+        """Give what makes the keys of one call of the `Parallel`."""
+        numberer = Numberer() if self._options.duplicates == "number" else None
+        return partial(self._make_key, numberer)
+
+    def _make_key(self, numberer: Numberer | None, call: Call) -> bytes:
         func, args, kwargs = call
-        name = numberer.number(self._keyer.key(func, args, kwargs))
+        name = self._keyer.key(func, args, kwargs)
+        if numberer is not None:
+            number_before, name = numberer.duplicates, numberer.number(name)
+            if numberer.duplicates > number_before == 0:
+                self._warn_equal(name)
         return stored_key(name, version=self._options.version, namespace=self._config.namespace)
+
+    def _warn_equal(self, name: str) -> None:
+        self._line.warn(
+            f"two calls of this Parallel are equal ({name.partition('/')[0]} with the same "
+            "arguments), so they are numbered: each is computed, as for random draws, and a rerun "
+            'finds each again. duplicates="once" computes equal calls once for all'
+        )
 
     # -- a Parallel with one job: joblib calls no `submit` -----------------------------------------
 
@@ -221,34 +284,53 @@ class BoundCall:
 
         def claimed_output(iterable: Iterable[Call]) -> Iterator[Any]:
             self._keyer.clear()
-            run = partial(self._run_here, Numberer())
-            return original(parallel, _Lazily(iterable, run))
+            self._begin()
+            run = partial(self._run_here, self._lookups(), self._key_maker())
+            try:
+                yield from original(parallel, _Lazily(iterable, run))
+            finally:
+                self._end()
 
         parallel._get_sequential_output = claimed_output
 
-    def _run_here(self, numberer: Numberer, call: Call) -> Any:
+    def _run_here(self, lookups: Lookups, make_key: Callable[[Call], bytes], call: Call) -> Any:
         """Look up, claim and run one call in this thread, or wait for its value."""
-        key = self._make_key(numberer, call)
-        session = Session.get(self._config)
-        lookups = Lookups(session, in_flight=self._options.in_flight, secret=self._secret)
+        item = _CallHere(make_key(call))
         while True:
-            found = lookups.find([key])[key]
-            if isinstance(found, Skipped):
-                return found
-            if isinstance(found, Value):
-                return found.value
-            if isinstance(found, Failure):
-                raise found.with_cause()
-            if not isinstance(found, Cold):
-                lookups.wait([key])
-                continue
-            func, args, kwargs = call
-            outcome = RemoteCall.new(func, key, self._task_options)(*args, **kwargs)
-            if isinstance(outcome, Value):
-                return outcome.value
-            if isinstance(outcome, Failure):
-                # What was raised in this thread has its traceback; a stored one is only a text.
-                raise outcome.error if outcome.error.__traceback__ else outcome.with_cause()
+            found = lookups.find([item.key])[item.key]
+            if isinstance(found, Busy):
+                item.was_busy = True
+                lookups.wait([item.key])
+            elif not isinstance(found, Cold):
+                return self._settle_here(item, found)
+            else:
+                func, args, kwargs = call
+                outcome = RemoteCall.new(func, item.key, self._task_options)(*args, **kwargs)
+                if isinstance(outcome, Value):
+                    return self._settle_here(item, outcome)
+                if isinstance(outcome, Failure):
+                    verdict = self._failures.judge(item, outcome)
+                    if not isinstance(verdict, float):
+                        return self._settle_here(item, verdict)
+                    time.sleep(verdict)
+
+    def _settle_here(self, item: _CallHere, outcome: Settled) -> Any:
+        """Count a call's end; give what stands in its place, or raise."""
+        self._begin().note(item.key, outcome, was_busy=item.was_busy)
+        if isinstance(outcome, Failure):
+            # What was raised in this thread has its traceback; a stored one is only a text.
+            raise outcome.error if outcome.error.__traceback__ else outcome.with_cause()
+        return outcome.value if isinstance(outcome, Value) else outcome
+
+
+@dataclasses.dataclass
+class _CallHere:
+    """What is remembered of a call that runs in this thread."""
+
+    key: bytes
+    was_busy: bool = False
+    tries: int = 0
+    last_failure: Failure | None = None
 
 
 def _await_pickup(inner: Any) -> None:

@@ -8,23 +8,21 @@ callback is called from these threads, or from the inner backend's, never from `
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from run_once.joblib_lookup import (
-    MAX_WAIT_S,
-    MIN_WAIT_S,
-    Busy,
-    Cold,
-    Found,
-    Lookups,
-    Skipped,
-)
-from run_once.joblib_worker import Elsewhere, Failure, Outcome, RemoteCall, TaskOptions, Value
+from run_once.joblib_failures import Failures
+from run_once.joblib_lookup import MAX_WAIT_S, MIN_WAIT_S, Busy, Cold, Found, Lookups
+from run_once.joblib_outcomes import Elsewhere, Failure, Outcome, Settled, Value
+from run_once.joblib_report import Tally
+from run_once.joblib_worker import RemoteCall, TaskOptions
 
 if TYPE_CHECKING:
     from run_once.task import Session
@@ -43,12 +41,12 @@ class Job:
         self.batch = batch
         self.calls: list[Call] = list(batch.items)
         self._callback = callback
-        self._outcomes: list[Value | Failure | Skipped | None] = [None] * len(self.calls)
+        self._outcomes: list[Settled | None] = [None] * len(self.calls)
         self._left = len(self.calls)
         self._lock = threading.Lock()
         self.had_cold = False
 
-    def settle(self, index: int, outcome: Value | Failure | Skipped) -> None:
+    def settle(self, index: int, outcome: Settled) -> None:
         """Note an item's outcome; the last one hands the job back to joblib."""
         with self._lock:
             if self._outcomes[index] is not None:
@@ -74,15 +72,26 @@ class Job:
 
 
 class Item:
-    """One call of a job, with its key."""
+    """One call of a job, with its key.
 
-    __slots__ = ("index", "job", "key")
+    Attributes:
+        was_busy: Another held it when it was looked up.
+        followers: Equal calls that get its outcome, too (`duplicates="once"`).
+        tries: Attempts that failed here.
+        last_failure: The last of them.
+    """
+
+    __slots__ = ("followers", "index", "job", "key", "last_failure", "tries", "was_busy")
 
     def __init__(self, job: Job, index: int, key: bytes) -> None:
         """Name an item."""
         self.job = job
         self.index = index
         self.key = key
+        self.was_busy = False
+        self.followers: list[Item] = []
+        self.tries = 0
+        self.last_failure: Failure | None = None
 
 
 class Inner(Protocol):
@@ -118,13 +127,32 @@ class Dispatcher:
         inner: Inner,
         make_key: Callable[[Call], bytes],
         options: TaskOptions,
+        failures: Failures,
+        tally: Tally,
+        joins_equal: bool = False,
     ) -> None:
-        """Make a dispatcher; its threads start with the first job."""
+        """Make a dispatcher; its threads start with the first job.
+
+        Args:
+            session: The server.
+            lookups: Asks it.
+            inner: Runs what is to be run.
+            make_key: Gives a call's key.
+            options: What all calls have in common.
+            failures: Judges calls that fail.
+            tally: Counts.
+            joins_equal: Calls with one key are run once, and all get the outcome.
+        """
         self._session = session
         self._lookups = lookups
         self._inner = inner
         self._make_key = make_key
         self._options = options
+        self._failures = failures
+        self._tally = tally
+        self._leaders: dict[bytes, Item] | None = {} if joins_equal else None
+        self._later: list[tuple[float, int, Item]] = []
+        self._serial = itertools.count()
         self._condition = threading.Condition()
         self._jobs: deque[Job] = deque()
         self._again: deque[Item] = deque()
@@ -162,6 +190,7 @@ class Dispatcher:
             self._again.clear()
             self._busy.clear()
             self._cold.clear()
+            self._later.clear()
             left = list(self._in_flight.items())
             self._in_flight.clear()
             self._condition.notify_all()
@@ -180,7 +209,8 @@ class Dispatcher:
         while True:
             with self._condition:
                 while not (self._jobs or self._again or self._closed or self._has_room()):
-                    self._condition.wait()
+                    self._condition.wait(self._until_later_s())
+                    self._take_later()
                 if self._closed:
                     return
                 jobs, items = list(self._jobs), list(self._again)
@@ -192,23 +222,67 @@ class Dispatcher:
                 self._look_up(items)
             self._hand_over()
 
+    def _until_later_s(self) -> float | None:
+        """Give the time until a failed call is tried again; None: there is none."""
+        return max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
+
+    def _take_later(self) -> None:
+        while self._later and self._later[0][0] <= time.monotonic():
+            self._again.append(heapq.heappop(self._later)[2])
+
     def _items_of(self, job: Job) -> list[Item]:
         items = []
         for index, call in enumerate(job.calls):
             if self._closed:
                 return []
             try:
-                items.append(Item(job, index, self._make_key(call)))
+                item = Item(job, index, self._make_key(call))
             except Exception as error:
                 job.settle(index, Failure(error))
+                continue
+            if not self._follows(item):
+                items.append(item)
         return items
+
+    def _follows(self, item: Item) -> bool:
+        """Join an item to an equal one that is on its way; tell whether there is one."""
+        if self._leaders is None:
+            return False
+        with self._condition:
+            leader = self._leaders.setdefault(item.key, item)
+            if leader is not item:
+                leader.followers.append(item)
+        return leader is not item
+
+    def _settle(self, item: Item, outcome: Settled) -> None:
+        """End an item, and those that follow it."""
+        items = [item]
+        if self._leaders is not None:
+            with self._condition:
+                self._leaders.pop(item.key, None)
+            items += item.followers
+        for each in items:
+            self._tally.note(each.key, outcome, was_busy=item.was_busy)
+            each.job.settle(each.index, outcome)
+
+    def _settle_failure(self, item: Item, failure: Failure) -> None:
+        """End an item whose call failed, or have it tried again later."""
+        verdict = self._failures.judge(item, failure)
+        if not isinstance(verdict, float):
+            self._settle(item, verdict)
+            return
+        with self._condition:
+            if not self._closed:
+                due_s = time.monotonic() + verdict
+                heapq.heappush(self._later, (due_s, next(self._serial), item))
+                self._condition.notify_all()
 
     def _look_up(self, items: list[Item]) -> None:
         try:
             found = self._lookups.find([item.key for item in items])
         except Exception as error:
             for item in items:
-                item.job.settle(item.index, Failure(error))
+                self._settle(item, Failure(error))
             return
         self._split([item for item in items if self._sort(item, found[item.key])])
 
@@ -218,11 +292,12 @@ class Dispatcher:
             item.job.had_cold = True
             return True
         if isinstance(found, Busy):
+            item.was_busy = True
             with self._condition:
                 self._busy.setdefault(item.key, []).append(item)
                 self._condition.notify_all()
             return False
-        item.job.settle(item.index, found)
+        self._settle(item, found)
         return False
 
     def _split(self, cold: list[Item]) -> None:
@@ -264,14 +339,16 @@ class Dispatcher:
             for item, outcome in zip(items, outcomes, strict=True):
                 if isinstance(outcome, Elsewhere):
                     self._queue_again([item])
+                elif isinstance(outcome, Failure):
+                    self._settle_failure(item, outcome)
                 else:
-                    item.job.settle(item.index, outcome)
+                    self._settle(item, outcome)
 
         def failed(error: BaseException) -> None:
             # It stays in flight: a worker that was killed holds its key until the call is aborted.
             self._make_room()
             for item in items:
-                item.job.settle(item.index, Failure(error))
+                self._settle(item, Failure(error))
 
         with self._handing_over:
             with self._condition:
@@ -327,7 +404,7 @@ class Dispatcher:
         with self._condition:
             items = [item for key in keys for item in self._busy.pop(key, [])]
         for item in items:
-            item.job.settle(item.index, Failure(error))
+            self._settle(item, Failure(error))
 
 
 class HitSizer:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from run_once.errors import ResultDamagedError, ResultMissingError
-from run_once.joblib_worker import Failure, Value
+from run_once.joblib_outcomes import Failure, Planned, Skipped, Value, readable
 from run_once.results import ResultStore
 from run_once.secret import Secret
 
@@ -25,17 +24,6 @@ logger = logging.getLogger("run_once")
 MIN_WAIT_S: Final = 0.1
 MAX_WAIT_S: Final = 2.0
 """Length of one long poll for keys in flight elsewhere; keys added meanwhile join the next."""
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """Stands for the value of a call that is in flight on another machine (`in_flight="skip"`).
-
-    Attributes:
-        key: The key as stored.
-    """
-
-    key: str
 
 
 class Busy(NamedTuple):
@@ -94,7 +82,8 @@ class Lookups:
 
     def _load(self, key: bytes, info: pb.KeyInfo) -> Found:
         try:
-            return Value(self._store.load(key, info.token, info.result))
+            loaded = self._store.load(key, info.token, info.result)
+            return Value(loaded.value, is_stored=True, run_s=loaded.run_s)
         except (ResultMissingError, ResultDamagedError) as error:
             # The rule: a missing or damaged result makes the key not done again.
             logger.warning(
@@ -104,3 +93,24 @@ class Lookups:
             return Cold()
         except Exception as error:
             return Failure(error)
+
+
+class DryLookups(Lookups):
+    """Says of each key what would become of it, and nothing more (`dry_run=True`)."""
+
+    def find(self, keys: Sequence[bytes]) -> dict[bytes, Found]:
+        """Look keys up; what is found stands in the place of the values."""
+        from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
+
+        words: dict[int, Literal["done", "failed", "in flight"]] = {
+            pb.KEY_STATE_DONE: "done",
+            pb.KEY_STATE_FAILED: "failed",
+            pb.KEY_STATE_BUSY: "in flight",
+            pb.KEY_STATE_BUSY_AHEAD: "in flight",
+        }
+        unique = list(dict.fromkeys(keys))
+        states = self._session.client.lookup(unique).states
+        return {
+            key: Value(Planned(readable(key), words.get(state, "to run")))
+            for key, state in zip(unique, states, strict=True)
+        }

@@ -11,8 +11,11 @@ from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS, ParallelBackendBase
 
 from run_once.config import Config, load_config
 from run_once.errors import ConfigError
+from run_once.joblib_failures import ON_ERROR_CHOICES
+from run_once.joblib_report import CallEvent
 
 IN_FLIGHT_CHOICES: Final = ("wait", "skip")
+DUPLICATES_CHOICES: Final = ("number", "once")
 
 _LOOKS_LIKE: Final = 0.75
 """Similarity from which an unknown option is taken for a slip of one of ours."""
@@ -26,6 +29,13 @@ class BackendOptions:
         inner: Name or instance of the joblib backend that runs the calls; not given: configured.
         in_flight: "wait" for a call that another holds, or "skip" it: a `Skipped` comes back; not
             given: configured.
+        on_error: "raise" the error of a call that fails, "return" a `Failed` in its place, or
+            "retry" it, up to `max_attempts` times (3 if that says no limit); not given: configured.
+        duplicates: "number" equal calls of one `Parallel`, so that each is computed, or compute
+            them "once" and give the value to all; not given: configured.
+        dry_run: Run nothing: a `Planned` in each place says what would become of the call.
+        callback: Told of each call as it ends (`CallEvent`), in the thread in which it does.
+        progress: Show progress; not given: configured.
         address: The lock server; None: as `run_once.config` finds it.
         namespace: Prefix that keeps one project's keys apart from another's; None: configured.
         version: Integer that is part of every key: raise it to compute everything again.
@@ -39,6 +49,11 @@ class BackendOptions:
 
     inner: str | ParallelBackendBase = "loky"
     in_flight: str = "wait"
+    on_error: str = "raise"
+    duplicates: str = "number"
+    dry_run: bool = False
+    callback: Callable[[CallEvent], object] | None = None
+    progress: bool = False
     address: str | None = None
     namespace: str | None = None
     version: int = 0
@@ -54,9 +69,16 @@ class BackendOptions:
         Raises:
             ConfigError: A value that cannot be; the message names the option.
         """
-        if self.in_flight not in IN_FLIGHT_CHOICES:
-            msg = f"in_flight={self.in_flight!r}: choose one of {', '.join(IN_FLIGHT_CHOICES)}"
-            raise ConfigError(msg)
+        for name, choices in (
+            ("in_flight", IN_FLIGHT_CHOICES),
+            ("on_error", ON_ERROR_CHOICES),
+            ("duplicates", DUPLICATES_CHOICES),
+            ("dry_run", (True, False)),
+            ("progress", (True, False)),
+        ):
+            if getattr(self, name) not in choices:
+                shown = ", ".join(map(str, choices))
+                raise ConfigError(f"{name}={getattr(self, name)!r}: choose one of {shown}")
         if isinstance(self.inner, str) and not _is_known_backend(self.inner):
             known = ", ".join(sorted(set(BACKENDS) - {"run_once"}))
             msg = f"inner={self.inner!r} is no joblib backend; known here: {known}"
@@ -72,6 +94,9 @@ class BackendOptions:
             raise ConfigError(msg)
         if self.key is not None and not callable(self.key):
             msg = f"key={self.key!r}: give a function of a call's arguments that returns a string"
+            raise ConfigError(msg)
+        if self.callback is not None and not callable(self.callback):
+            msg = f"callback={self.callback!r}: give a function of one argument, a CallEvent"
             raise ConfigError(msg)
         if isinstance(self.ignore, str):
             msg = f"ignore={self.ignore!r}: give a list of names, as in ignore=[{self.ignore!r}]"
@@ -98,7 +123,14 @@ def _is_known_backend(name: str) -> bool:
 OPTION_NAMES: Final = frozenset(field.name for field in fields(BackendOptions))
 
 
-_CONFIGURED: Final = ("inner", "in_flight", "max_attempts")
+_CONFIGURED: Final = (
+    "inner",
+    "in_flight",
+    "on_error",
+    "duplicates",
+    "max_attempts",
+    "progress",
+)
 """Options that are looked up in the configuration as soon as a backend is made."""
 
 
@@ -140,6 +172,7 @@ def resolve(options: BackendOptions) -> Config:
             ("address", options.address),
             ("namespace", options.namespace),
             ("lease_s", options.lease_s),
+            ("progress", options.progress),
         )
         if value is not None
     }

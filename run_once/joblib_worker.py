@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
 from run_once.errors import ExhaustedError
+from run_once.joblib_outcomes import Elsewhere, Failure, Outcome, RemoteTracebackError, Value
+from run_once.keys import display_key
 from run_once.results import ResultStore
 from run_once.secret import Secret
 from run_once.task import Session, run_task
@@ -41,51 +44,6 @@ def _inside_task() -> Iterator[None]:
         yield
     finally:
         _inside.depth -= 1
-
-
-class RemoteTracebackError(Exception):
-    """The worker's traceback, as text; the cause of the error that is raised here."""
-
-    def __init__(self, text: str) -> None:
-        """Keep the text."""
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        """Show the traceback below joblib's."""
-        return f'\n"""\n{self.text}"""'
-
-
-class Value(NamedTuple):
-    """The call ran here, and its completion is acknowledged; or its stored value was loaded."""
-
-    value: Any
-
-
-class Failure(NamedTuple):
-    """The call, or something around it, raised."""
-
-    error: BaseException
-    traceback_text: str = ""
-
-    def with_cause(self) -> BaseException:
-        """Give the error, with the worker's traceback as its cause."""
-        if self.traceback_text and self.error.__cause__ is None:
-            self.error.__cause__ = RemoteTracebackError(self.traceback_text)
-        return self.error
-
-
-class Elsewhere(NamedTuple):
-    """Another holds the key or completed it: look it up again.
-
-    Attributes:
-        state: The key's state (`KeyState`) as the server told it.
-    """
-
-    state: int
-
-
-Outcome = Value | Failure | Elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +101,15 @@ class RemoteCall:
         Returns:
             What became of it; a lost lease and a key held by another are `Elsewhere`.
         """
+        run_s = 0.0
 
         def body(_lease: Lease) -> Any:
+            nonlocal run_s
+            started_s = time.perf_counter()
             with _inside_task():
-                return self.func(*args, **kwargs)
+                value = self.func(*args, **kwargs)
+            run_s = time.perf_counter() - started_s
+            return value
 
         options = self.options
         try:
@@ -159,13 +122,13 @@ class RemoteCall:
                 ttl_s=options.lease_s,
                 keep_alive=True,
                 max_attempts=options.max_attempts,
-                store=store.store,
+                store=lambda lease, value: store.store(lease, value, run_s),
                 claim_id=self.claim_id,
             )
             if outcome.error is not None:
                 return self._failure(outcome.error)
             if outcome.is_completed:
-                return Value(outcome.value)
+                return Value(outcome.value, run_s=run_s)
             if not outcome.did_run and _is_exhausted(outcome.state):
                 return _exhausted(session, self.key, options.max_attempts)
         except Exception as error:
@@ -201,9 +164,11 @@ def _is_exhausted(state: int) -> bool:
 def _exhausted(session: Session, key: bytes, max_attempts: int) -> Failure:
     """Make the error of a key that is not tried again, with its last attempt's traceback."""
     info = session.client.lookup([key], want_infos=True).infos[0]
+    shown = display_key(key)
+    limit = f" (max_attempts={max_attempts})" if max_attempts else ""
     error = ExhaustedError(
-        f"key {key.decode()!r} failed {info.attempts} times and is not tried again (max_attempts="
-        f"{max_attempts}): see `run-once reset`, or raise max_attempts"
+        f"key {shown.text!r} failed {info.attempts} times and is not tried again{limit}. To have "
+        f"it tried again: {shown.reset_command}"
     )
     error.__cause__ = RemoteTracebackError(info.error) if info.error else None
     return Failure(error, info.error)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from typing import Final, SupportsIndex
+import shlex
+from typing import Final, NamedTuple, SupportsIndex
 
 from run_once.errors import KeyTypeError, LimitError
 
@@ -48,6 +49,33 @@ def stored_key(key: str | SupportsIndex, version: int = 0, namespace: str = "") 
             "use the option namespace instead"
         )
     return validate(_encode(text))
+
+
+class DisplayKey(NamedTuple):
+    """A stored key as people see it.
+
+    Attributes:
+        text: The key.
+        namespace: Its namespace; empty: none.
+    """
+
+    text: str
+    namespace: str
+
+    @property
+    def reset_command(self) -> str:
+        """The command that has the key done again."""
+        option = f"--namespace {shlex.quote(self.namespace)} " if self.namespace else ""
+        return f"run-once reset {option}{shlex.quote(self.text)}"
+
+
+def display_key(key: bytes) -> DisplayKey:
+    """Part a stored key from its namespace."""
+    text = key.decode("utf-8", "backslashreplace")
+    if text.startswith(NAMESPACE_START) and NAMESPACE_END in text:
+        namespace, _, text = text[1:].partition(NAMESPACE_END)
+        return DisplayKey(text, namespace)
+    return DisplayKey(text, "")
 
 
 def namespace_prefix(namespace: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, SupportsIndex, TypeVar
 
 from distlock_proto import lock_table_pb2 as pb
 from run_once.errors import AmbiguousKeyError, NotHeldError
-from run_once.keys import NAMESPACE_END, NAMESPACE_START
+from run_once.keys import display_key
 from run_once.lease import Lease, LeaseHandle
 from run_once.task import AnyLease, Session, error_text
 
@@ -341,11 +341,10 @@ def describe(error: BaseException | str | None) -> str:
 def show(key: object) -> str:
     """Give a key as messages show it: a namespace by its name, long ones cut."""
     if isinstance(key, bytes):
-        text = key.decode("utf-8", "backslashreplace")
-        if text.startswith(NAMESPACE_START) and NAMESPACE_END in text:
-            namespace, _, text = text[1:].partition(NAMESPACE_END)
-            return f"{text!r} (namespace {namespace!r})"
-        key = text
+        found = display_key(key)
+        if found.namespace:
+            return f"{found.text!r} (namespace {found.namespace!r})"
+        key = found.text
     shown = repr(key)
     return shown if len(shown) <= 200 else f"{shown[:190]}..."  # noqa: PLR2004 (about two lines)
 

@@ -169,6 +169,8 @@ CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "owner": _owner,
     "secret": _secret,
     "in_flight": _one_of("wait", "skip"),
+    "on_error": _one_of("raise", "return", "retry"),
+    "duplicates": _one_of("number", "once"),
     "inner": _text,
     "max_attempts": _count,
     "progress": _flag,

@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from run_once.clock import Clock, SystemClock
 from run_once.errors import RunOnceError
@@ -17,7 +17,8 @@ from run_once.errors import RunOnceError
 if TYPE_CHECKING:
     from distlock_proto import lock_table_pb2 as pb
     from run_once.config import Config
-    from run_once.key_pass import KeyPass
+    from run_once.key_pass import Counts
+    from run_once.task import Session
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,25 @@ class Snapshot(NamedTuple):
         return parts
 
 
+class Running(Protocol):
+    """What is shown: a pass of a loop, or the calls of a `Parallel`."""
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the keys so far."""
+        ...
+
+    @property
+    def total(self) -> int | None:
+        """Number of keys; None: not known."""
+        ...
+
+    @property
+    def session(self) -> Session:
+        """The connection."""
+        ...
+
+
 class Display(Protocol):
     """Where progress is shown."""
 
@@ -92,9 +112,7 @@ class Display(Protocol):
 class Progress:
     """Gathers the numbers of one pass, and shows them now and then."""
 
-    def __init__(
-        self, running: KeyPass[Any], namespace: str, display: Display, clock: Clock
-    ) -> None:
+    def __init__(self, running: Running, namespace: str, display: Display, clock: Clock) -> None:
         """Watch a pass; nothing is shown yet.
 
         Args:
@@ -116,7 +134,7 @@ class Progress:
         self._lock = threading.Lock()
 
     @classmethod
-    def start(cls, running: KeyPass[Any], config: Config) -> Progress:
+    def start(cls, running: Running, config: Config) -> Progress:
         """Show a pass until it is closed."""
         display: Display = Bar(running.total) if is_interactive() else Lines()
         made = cls(running, config.namespace, display, SystemClock())

@@ -44,8 +44,8 @@ MAX_COMPRESSED_RATIO: Final = 0.9
 """Compression must save at least a tenth."""
 
 # magic, frame version, codec, two zero bytes, token, fingerprint of the key, fingerprint of the
-# secret, length of the pickle, SHA-256 of the body
-_HEAD: Final = struct.Struct(">4sBBHQ8s4sQ32s")
+# secret, length of the pickle, seconds that the call ran, SHA-256 of the body
+_HEAD: Final = struct.Struct(">4sBBHQ8s4sQd32s")
 _MAC_BYTES: Final = 32
 _CRC: Final = struct.Struct(">I")
 HEADER_BYTES: Final = _HEAD.size + _MAC_BYTES + _CRC.size
@@ -63,10 +63,23 @@ class _Head(NamedTuple):
     key_id: bytes
     secret_id: bytes
     size_bytes: int
+    run_s: float
     body_sha256: bytes
 
 
-def dump(value: Any, *, key: bytes, token: int, secret: bytes) -> bytes:
+class Loaded(NamedTuple):
+    """A stored value.
+
+    Attributes:
+        value: The value.
+        run_s: For how many seconds the call ran that made it; 0: not known.
+    """
+
+    value: Any
+    run_s: float
+
+
+def dump(value: Any, *, key: bytes, token: int, secret: bytes, run_s: float = 0.0) -> bytes:
     """Turn a value into the bytes that are stored.
 
     Args:
@@ -74,6 +87,7 @@ def dump(value: Any, *, key: bytes, token: int, secret: bytes) -> bytes:
         key: The stored key it is the value of.
         token: The fencing token of the completion.
         secret: What it is signed with.
+        run_s: For how many seconds the call ran; 0: not known.
 
     Returns:
         The frame, `HEADER_BYTES` longer than the pickle unless that compresses well.
@@ -101,13 +115,14 @@ def dump(value: Any, *, key: bytes, token: int, secret: bytes) -> bytes:
         _key_id(key),
         _secret_id(secret),
         len(pickled),
+        run_s,
         digest,
     )
     mac = _sign(head, key, token, secret)
     return b"".join((head, mac, _CRC.pack(zlib.crc32(head + mac)), body))
 
 
-def load(data: bytes | memoryview, *, key: bytes, token: int, secret: bytes) -> Any:
+def load(data: bytes | memoryview, *, key: bytes, token: int, secret: bytes) -> Loaded:
     """Check stored bytes and turn them back into the value.
 
     Args:
@@ -117,7 +132,7 @@ def load(data: bytes | memoryview, *, key: bytes, token: int, secret: bytes) -> 
         secret: This user's secret.
 
     Returns:
-        The value.
+        The value, and how long the call ran.
 
     Raises:
         ResultDamagedError: The bytes are not whole: the value is lost.
@@ -129,7 +144,7 @@ def load(data: bytes | memoryview, *, key: bytes, token: int, secret: bytes) -> 
     _check_signature(head, bytes(view[: _HEAD.size]), mac, key=key, token=token, secret=secret)
     pickled = _decompressed(head, body, key)
     try:
-        return pickle.loads(pickled)  # noqa: S301 - signed with this user's secret
+        return Loaded(pickle.loads(pickled), head.run_s)  # noqa: S301 - signed with this user's secret
     except Exception as error:
         raise ResultError(
             f"the value of key {_shown(key)} is genuine but cannot be loaded here "
@@ -153,12 +168,13 @@ class ResultStore:
         self._client = client
         self._own_secret = secret
 
-    def store(self, lease: Lease | Grant, value: Any) -> pb.Result:
+    def store(self, lease: Lease | Grant, value: Any, run_s: float = 0.0) -> pb.Result:
         """Make the result with which a lease is completed.
 
         Args:
             lease: The lease (or its grant) on the key.
             value: The value.
+            run_s: For how many seconds the call ran; 0: not known.
 
         Returns:
             The result to complete the key with; large values are with the server already.
@@ -170,7 +186,7 @@ class ResultStore:
 
         holder: Any = lease
         grant: Grant = getattr(holder, "grant", holder)
-        data = dump(value, key=grant.key, token=grant.token, secret=self._secret())
+        data = dump(value, key=grant.key, token=grant.token, secret=self._secret(), run_s=run_s)
         digest = hashlib.sha256(data).digest()
         if len(data) > self._client.limits().max_inline_result_bytes:
             return self._client.upload_result(grant, data, digest)
@@ -178,7 +194,7 @@ class ResultStore:
             storage=pb.Result.STORAGE_INLINE, payload=data, size_bytes=len(data), sha256=digest
         )
 
-    def load(self, key: bytes, token: int, result: pb.Result) -> Any:
+    def load(self, key: bytes, token: int, result: pb.Result) -> Loaded:
         """Return the value of a done key.
 
         Args:
@@ -187,7 +203,7 @@ class ResultStore:
             result: Its result, as a reply had it.
 
         Returns:
-            The value.
+            The value, and how long the call ran.
 
         Raises:
             ResultMissingError: The key is done without a value, or its value is gone.

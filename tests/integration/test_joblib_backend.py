@@ -20,7 +20,7 @@ import run_once
 from run_once.config import load_config
 from run_once.errors import ConfigError, ResultError
 from run_once.joblib_backend import RunOnceBackend
-from run_once.joblib_lookup import Skipped
+from run_once.joblib_outcomes import Skipped
 from run_once.keys import stored_key
 from run_once.task import Session
 from tests.parallel_calls import make_parallel, needs_parallel_options

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from run_once import call_keys, identity
-from run_once.call_keys import MAX_KEY_BYTES, CallKeyer, Numberer, explain_key
+from run_once import call_keys, explain_key, identity
+from run_once.call_keys import MAX_KEY_BYTES, CallKeyer, Numberer
 from run_once.calls import unwrap
 from run_once.errors import UnkeyableError
 

@@ -40,7 +40,7 @@ def packed(value: Any = "value", **changes: Any) -> bytes:
 
 def unpacked(data: bytes, **changes: Any) -> Any:
     """What `data` holds for the key, token and secret of these tests, or changed ones."""
-    return load(data, **{"key": KEY, "token": TOKEN, "secret": SECRET, **changes})
+    return load(data, **{"key": KEY, "token": TOKEN, "secret": SECRET, **changes}).value
 
 
 class Trap:
@@ -252,7 +252,7 @@ def test_small_values_travel_inside_the_messages() -> None:
     result = store.store(grant, "small")
     assert result.storage == pb.Result.STORAGE_INLINE
     assert result.size_bytes == len(result.payload)
-    assert store.load(KEY, TOKEN, result) == "small"
+    assert store.load(KEY, TOKEN, result).value == "small"
     assert not client.uploads
 
 
@@ -264,7 +264,7 @@ def test_large_values_are_uploaded_first() -> None:
     assert result.storage == pb.Result.STORAGE_SERVER
     assert not result.payload
     assert list(client.uploads) == [(KEY, TOKEN)]
-    assert store.load(KEY, TOKEN, result) == value
+    assert store.load(KEY, TOKEN, result).value == value
 
 
 def test_a_lease_may_stand_for_its_grant() -> None:
@@ -275,7 +275,7 @@ def test_a_lease_may_stand_for_its_grant() -> None:
         def __init__(self) -> None:
             self.grant = grant
 
-    assert store.load(KEY, TOKEN, store.store(Lease(), 1)) == 1  # type: ignore[arg-type]
+    assert store.load(KEY, TOKEN, store.store(Lease(), 1)).value == 1  # type: ignore[arg-type]
 
 
 def test_values_left_out_of_a_reply_are_fetched() -> None:
@@ -284,7 +284,7 @@ def test_values_left_out_of_a_reply_are_fetched() -> None:
     result = store.store(grant, "small")
     client.uploads[KEY, TOKEN] = result.payload
     result.payload = b""
-    assert store.load(KEY, TOKEN, result) == "small"
+    assert store.load(KEY, TOKEN, result).value == "small"
 
 
 def test_missing_values_say_so() -> None:
@@ -309,7 +309,7 @@ def test_the_secret_is_loaded_when_it_is_needed(
     _, client, grant = _store()
     store = ResultStore(client)  # type: ignore[arg-type]
     assert not folder.exists()
-    assert store.load(KEY, TOKEN, store.store(grant, 5)) == 5
+    assert store.load(KEY, TOKEN, store.store(grant, 5)).value == 5
     assert [path.name for path in folder.iterdir()] == ["secret"]
     assert (folder / "secret").read_text().strip() not in repr(vars(store))
 
@@ -319,7 +319,7 @@ def test_frames_are_read_by_other_processes() -> None:
     script = (
         "import sys; from run_once.results import load\n"
         "data = bytes.fromhex(sys.stdin.read())\n"
-        f"print(load(data, key={KEY!r}, token={TOKEN}, secret=b's' * 32))\n"
+        f"print(load(data, key={KEY!r}, token={TOKEN}, secret=b's' * 32).value)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

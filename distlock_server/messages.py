@@ -94,15 +94,23 @@ def lost_states(items: Iterable[Item], now_ns: int) -> bytes:
     return bytes(present_state(record, now_ns) for answer, record in items if answer is Answer.LOST)
 
 
-def result_message(result: Result, room: Room) -> pb.Result:
-    """Make the message of a result; without its payload if there is no room for it."""
+def result_message(done: Done, room: Room) -> pb.Result:
+    """Make the message of a done key's result; without its payload if there is no room for it."""
+    result = done.result
     payload = result.payload if room.take(len(result.payload)) else b""
     return pb.Result(
         storage=_STORAGES[result.storage],
         payload=payload,
         size_bytes=result.size_bytes,
         sha256=result.sha256,
+        token=done.token,
     )
+
+
+def result_messages(records: Iterable[Record]) -> list[pb.Result]:
+    """Make the results of those records that are done, in order."""
+    room = Room()
+    return [result_message(record, room) for record in records if isinstance(record, Done)]
 
 
 def info_message(
@@ -128,7 +136,7 @@ def info_message(
         info.token = record.token
         info.owner = record.owner
         if want_result:
-            info.result.CopyFrom(result_message(record.result, room))
+            info.result.CopyFrom(result_message(record, room))
     return info
 
 
@@ -211,8 +219,5 @@ def claim_reply(
     reply.remaining_ns.extend(record.deadline_ns - now_ns for record in held)
     reply.attempts.extend(record.attempts for record in held)
     if want_results:
-        room = Room()
-        reply.results.extend(
-            result_message(record.result, room) for _, record in items if isinstance(record, Done)
-        )
+        reply.results.extend(result_messages(record for _, record in items))
     return reply

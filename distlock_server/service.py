@@ -29,6 +29,7 @@ from distlock_server.messages import (
     lost_states,
     parse_result,
     present_state,
+    result_messages,
 )
 from distlock_server.results import Results
 from distlock_server.state import Complete, Fail, Held, Record, Release, Storage
@@ -188,6 +189,8 @@ class LockTableService(pb_grpc.LockTableServicer):
             reply.infos.extend(
                 await self._infos(records, now_ns, want_results=request.want_results)
             )
+        elif request.want_results:
+            reply.results.extend(result_messages(item.record for item in items))
         return reply
 
     async def _infos(

@@ -76,10 +76,11 @@ class SettleAnswer(NamedTuple):
 
 
 class LookupAnswer(NamedTuple):
-    """One state byte per key; one `KeyInfo` per key if asked for."""
+    """One state byte per key; infos of all keys and results of done ones if asked for."""
 
     states: bytes
     infos: list[pb.KeyInfo]
+    results: dict[bytes, pb.Result]
     revision: int
 
 
@@ -171,10 +172,23 @@ def read_claim(request: pb.ClaimRequest, reply: pb.ClaimReply, sent_ns: int) -> 
             granted, reply.tokens, reply.attempts, reply.remaining_ns, strict=True
         )
     ]
-    done = [key for key, state in pairs if state == pb.KEY_STATE_DONE]
-    check(len(reply.results) == (len(done) if request.want_results else 0), "Claim")
-    results = dict(zip(done, reply.results, strict=True)) if request.want_results else {}
+    results = read_results(request.keys, reply) if request.want_results else {}
     return ClaimAnswer(states, grants, results, reply.revision)
+
+
+def read_results(
+    keys: Sequence[bytes], reply: pb.ClaimReply | pb.LookupReply
+) -> dict[bytes, pb.Result]:
+    """Pair the done keys with their results.
+
+    Raises:
+        ServerError: The reply does not fit the request.
+    """
+    done = [
+        key for key, state in zip(keys, reply.states, strict=True) if state == pb.KEY_STATE_DONE
+    ]
+    check(len(reply.results) == len(done), type(reply).__name__)
+    return dict(zip(done, reply.results, strict=True))
 
 
 def read_renewals(

@@ -31,6 +31,7 @@ from run_once.answers import (
     name_holder,
     read_claim,
     read_renewals,
+    read_results,
     settlement_message,
     to_ns,
     with_lost,
@@ -198,21 +199,22 @@ class LockClient:
         Args:
             keys: Stored keys; any number.
             want_infos: Ask for a `KeyInfo` per key.
-            want_results: Put results of done keys into the infos, which it implies.
+            want_results: Ask for the results of done keys: in the infos, if those are asked for.
         """
         states = bytearray()
         infos: list[pb.KeyInfo] = []
+        results: dict[bytes, pb.Result] = {}
         revision = 0
         for part in self._parts(keys):
-            request = pb.LookupRequest(
-                keys=part, want_infos=want_infos or want_results, want_results=want_results
-            )
+            request = pb.LookupRequest(keys=part, want_infos=want_infos, want_results=want_results)
             reply, _ = self._caller.call("Lookup", request, pb.LookupReply)
             check(len(reply.states) == len(part), "Lookup")
             states += reply.states
             infos += reply.infos
+            if want_results and not want_infos:
+                results |= read_results(part, reply)
             revision = reply.revision
-        return LookupAnswer(bytes(states), infos, revision)
+        return LookupAnswer(bytes(states), infos, results, revision)
 
     def wait(self, keys: Sequence[bytes], timeout_s: float, *, min_settled: int = 1) -> bytes:
         """Wait until keys can no longer be BUSY: done, failed, absent or expired.
@@ -328,8 +330,7 @@ class LockClient:
         found = self.lookup(keys, want_results=want_results)
         free = (pb.KEY_STATE_ABSENT, pb.KEY_STATE_FAILED, pb.KEY_STATE_EXPIRED)
         states = bytes(pb.KEY_STATE_NOT_ASKED if s in free else s for s in found.states)
-        results = {info.key: info.result for info in found.infos if info.state == pb.KEY_STATE_DONE}
-        return ClaimAnswer(states, [], results, found.revision)
+        return ClaimAnswer(states, [], found.results, found.revision)
 
     def _renew_part(
         self, items: Sequence[tuple[Grant, float, bool]], timeout_s: float | None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from distlock_proto import lock_table_pb2 as pb
-from run_once.answers import Grant
+from run_once.answers import Grant, SettleAnswer
 from run_once.errors import ResultError, RunOnceError, ServerUnavailableError
 from run_once.lease import Lease
 from run_once.session import AnyLease, Claimed, Ending, Session
@@ -19,15 +19,19 @@ __all__ = [
     "Claimed",
     "Ending",
     "Grant",
+    "Ran",
     "Session",
     "TaskOutcome",
     "error_text",
+    "run_and_store",
     "run_task",
+    "settle_ran",
 ]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+HolderT = TypeVar("HolderT", Lease, Grant)
 Store: TypeAlias = Callable[[Lease, T], pb.Result | None]
 
 _MAX_ERROR_CHARS: Final = 20_000
@@ -63,6 +67,25 @@ class TaskOutcome(Generic[T]):
     def did_run(self) -> bool:
         """Tell whether the body was started."""
         return self.lease is not None
+
+
+@dataclass(frozen=True)
+class Ran(Generic[T]):
+    """What a body came to, before its lease is settled; it travels to another process.
+
+    Attributes:
+        value: What the body returned; None if it did not, or if it stays behind in `result`.
+        result: The stored value, to complete the key with.
+        error: What the body raised, or why its value could not be stored.
+        error_text: The traceback of that, as it is kept with the key.
+        has_value: The body returned.
+    """
+
+    value: T | None = None
+    result: pb.Result | None = None
+    error: Exception | None = None
+    error_text: str = ""
+    has_value: bool = False
 
 
 def run_task(
@@ -117,10 +140,70 @@ def run_task(
         lease = got.leases[0]
     lease.start()
     try:
-        return _run_claimed(session, lease, body, store)
+        return settle_ran(session, [(lease, run_and_store(lease, body, store))])[0]
     except BaseException:
         session.release([lease])
         raise
+
+
+def run_and_store(
+    holder: HolderT,
+    body: Callable[[HolderT], T],
+    store: Callable[[HolderT, T], pb.Result | None] | None,
+) -> Ran[T]:
+    """Run a body and store its value; settling is left to `settle_ran`, perhaps elsewhere.
+
+    Args:
+        holder: The lease, or its grant where the lease itself is kept by another process.
+        body: Called with the holder.
+        store: Stores the value and tells where; None: nothing is stored.
+
+    Returns:
+        What it came to. An exception is in it, not raised.
+    """
+    try:
+        value = body(holder)
+    except Exception as error:  # noqa: BLE001 (the user's own, handed on)
+        return Ran(error=error, error_text=error_text(error))
+    if store is None:
+        return Ran(value, has_value=True)
+    try:
+        return Ran(value, store(holder, value), has_value=True)
+    except ServerUnavailableError:
+        raise
+    except Exception as error:  # noqa: BLE001 (a store may raise anything)
+        return _not_stored(holder.key, Ran(value, has_value=True), error)
+
+
+def settle_ran(session: Session, tasks: Sequence[tuple[Lease, Ran[T]]]) -> list[TaskOutcome[T]]:
+    """Complete what ran well and fail the rest, in one request.
+
+    Args:
+        session: The server.
+        tasks: Leases, each with what its body came to.
+
+    Returns:
+        What became of each, in order.
+
+    Raises:
+        ServerUnavailableError: Completions were not acknowledged.
+    """
+    try:
+        answers = session.settle([_ending(lease, ran) for lease, ran in tasks])
+    except RunOnceError as problem:
+        # The body's exception matters more than a server that is gone.
+        if all(ran.error is not None for _, ran in tasks):
+            return [_untold(lease, ran, problem) for lease, ran in tasks]
+        if isinstance(problem, ServerUnavailableError):
+            raise
+        if len(tasks) > 1:  # one that is refused must not cost the others
+            return [settle_ran(session, [task])[0] for task in tasks]
+        lease, ran = tasks[0]
+        return settle_ran(session, [(lease, _not_stored(lease.key, ran, problem))])
+    return [
+        _outcome(lease, ran, answer)
+        for (lease, ran), answer in zip(tasks, answers, strict=True)
+    ]
 
 
 def error_text(error: BaseException) -> str:
@@ -129,44 +212,36 @@ def error_text(error: BaseException) -> str:
     return "".join(lines).strip()[-_MAX_ERROR_CHARS:]
 
 
-def _run_claimed(
-    session: Session, lease: Lease, body: Callable[[Lease], T], store: Store[T] | None
-) -> TaskOutcome[T]:
-    """Run, store, complete."""
-    try:
-        value = body(lease)
-    except Exception as error:  # noqa: BLE001 (the user's own, handed on in the outcome)
-        return _give_up(session, lease, error)
-    try:
-        result = store(lease, value) if store is not None else None
-        answer = session.complete(lease, result)
-    except ServerUnavailableError:
-        raise
-    except Exception as error:  # noqa: BLE001 (a store may raise anything)
-        return _not_stored(session, lease, value, error)
-    return TaskOutcome(answer.state, value, lease=lease, lost_state=answer.lost_state)
+def _ending(lease: Lease, ran: Ran[T]) -> Ending:
+    if ran.error is not None:
+        return Ending(lease, "fail", error=ran.error_text)
+    return Ending(lease, "complete", ran.result)
 
 
-def _give_up(session: Session, lease: Lease, error: Exception) -> TaskOutcome[T]:
-    """Fail the key; the body's exception matters more than a server that is gone."""
-    try:
-        answer = session.fail(lease, error_text(error))
-    except RunOnceError as problem:
-        logger.warning("key %r failed, and the lock server was not told: %s", lease.key, problem)
-        return TaskOutcome(pb.KEY_STATE_UNSPECIFIED, error=error, lease=lease)
-    return TaskOutcome(answer.state, error=error, lease=lease, lost_state=answer.lost_state)
+def _outcome(lease: Lease, ran: Ran[T], answer: SettleAnswer) -> TaskOutcome[T]:
+    """Tell what became of a task; one that was lost needs no value to be stored."""
+    is_error = ran.error is not None and not (ran.has_value and answer.is_lost)
+    return TaskOutcome(
+        answer.state,
+        None if is_error else ran.value,
+        error=ran.error if is_error else None,
+        lease=lease,
+        lost_state=answer.lost_state,
+    )
 
 
-def _not_stored(session: Session, lease: Lease, value: T, error: Exception) -> TaskOutcome[T]:
-    """Fail a key whose value could not be stored, unless it was lost anyway."""
+def _untold(lease: Lease, ran: Ran[T], problem: RunOnceError) -> TaskOutcome[T]:
+    logger.warning("key %r failed, and the lock server was not told: %s", lease.key, problem)
+    return TaskOutcome(pb.KEY_STATE_UNSPECIFIED, error=ran.error, lease=lease)
+
+
+def _not_stored(key: bytes, ran: Ran[T], error: Exception) -> Ran[T]:
+    """Fail a key whose value could not be stored."""
     problem = error
     if not isinstance(error, RunOnceError):
         problem = ResultError(
-            f"the value of key {lease.key!r} was computed but could not be stored, so the key is "
+            f"the value of key {key!r} was computed but could not be stored, so the key is "
             f"not done: {type(error).__name__}: {error}"
         )
         problem.__cause__ = error
-    outcome: TaskOutcome[T] = _give_up(session, lease, problem)
-    if outcome.state == pb.KEY_STATE_LOST:
-        return TaskOutcome(outcome.state, value, lease=lease, lost_state=outcome.lost_state)
-    return outcome
+    return replace(ran, result=None, error=problem, error_text=error_text(problem))

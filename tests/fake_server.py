@@ -158,7 +158,7 @@ class FakeServer:
                 reply.remaining_ns.append(held.deadline_ns - self.clock.now_ns())
                 reply.attempts.append(held.attempts)
             if isinstance(record, Done) and request.want_results:
-                reply.results.append(_result_message(record.result))
+                reply.results.append(_result_message(record))
         reply.states = bytes(states)
         reply.revision = self._revision
         return reply
@@ -190,7 +190,14 @@ class FakeServer:
     def _lookup(self, request: pb.LookupRequest) -> pb.LookupReply:
         infos = [self._info(key) for key in request.keys] if request.want_infos else []
         states = bytes(self.state_of(key) for key in request.keys)
-        return pb.LookupReply(states=states, infos=infos, revision=self._revision)
+        wants_list = request.want_results and not request.want_infos
+        records = [self.records.get(key) for key in request.keys] if wants_list else []
+        return pb.LookupReply(
+            states=states,
+            infos=infos,
+            results=[_result_message(record) for record in records if isinstance(record, Done)],
+            revision=self._revision,
+        )
 
     def _info(self, key: bytes) -> pb.KeyInfo:
         record = self.records.get(key)
@@ -200,7 +207,7 @@ class FakeServer:
             info.token = record.token
             info.revision = record.revision
         if isinstance(record, Done):
-            info.result.CopyFrom(_result_message(record.result))
+            info.result.CopyFrom(_result_message(record))
         if isinstance(record, Failed):
             info.error = record.error
         return info
@@ -353,12 +360,14 @@ def make_session(transport: FakeTransport) -> Session:
     return Session(client, LeaseKeeper(client, use_thread=False))
 
 
-def _result_message(result: Result) -> pb.Result:
+def _result_message(done: Done) -> pb.Result:
+    result = done.result
     return pb.Result(
         storage=cast("pb.Result.Storage", int(result.storage)),
         payload=result.payload,
         size_bytes=result.size_bytes,
         sha256=result.sha256,
+        token=done.token,
     )
 
 

@@ -238,14 +238,16 @@ class ListRequest(_message.Message):
     def __init__(self, start_key: _Optional[bytes] = ..., end_key: _Optional[bytes] = ..., filter: _Optional[_Union[ListFilter, str]] = ..., limit: _Optional[int] = ..., want_results: bool = ...) -> None: ...
 
 class LookupReply(_message.Message):
-    __slots__ = ["infos", "revision", "states"]
+    __slots__ = ["infos", "results", "revision", "states"]
     INFOS_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     STATES_FIELD_NUMBER: _ClassVar[int]
     infos: _containers.RepeatedCompositeFieldContainer[KeyInfo]
+    results: _containers.RepeatedCompositeFieldContainer[Result]
     revision: int
     states: bytes
-    def __init__(self, states: _Optional[bytes] = ..., infos: _Optional[_Iterable[_Union[KeyInfo, _Mapping]]] = ..., revision: _Optional[int] = ...) -> None: ...
+    def __init__(self, states: _Optional[bytes] = ..., infos: _Optional[_Iterable[_Union[KeyInfo, _Mapping]]] = ..., revision: _Optional[int] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ...) -> None: ...
 
 class LookupRequest(_message.Message):
     __slots__ = ["keys", "want_infos", "want_results"]
@@ -304,7 +306,7 @@ class ResetRequest(_message.Message):
     def __init__(self, keys: _Optional[_Iterable[bytes]] = ..., max_revision: _Optional[int] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ["payload", "sha256", "size_bytes", "storage"]
+    __slots__ = ["payload", "sha256", "size_bytes", "storage", "token"]
     class Storage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = []
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
@@ -315,11 +317,13 @@ class Result(_message.Message):
     STORAGE_NONE: Result.Storage
     STORAGE_SERVER: Result.Storage
     STORAGE_URL: Result.Storage
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     payload: bytes
     sha256: bytes
     size_bytes: int
     storage: Result.Storage
-    def __init__(self, storage: _Optional[_Union[Result.Storage, str]] = ..., payload: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+    token: int
+    def __init__(self, storage: _Optional[_Union[Result.Storage, str]] = ..., payload: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., token: _Optional[int] = ...) -> None: ...
 
 class SettleReply(_message.Message):
     __slots__ = ["lost_states", "revision", "states"]

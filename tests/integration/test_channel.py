@@ -64,7 +64,8 @@ def test_whole_life_of_keys(client: LockClient) -> None:
         ]
     )
     assert [item.state for item in settled] == [pb.KEY_STATE_COMPLETED, pb.KEY_STATE_FAILED]
-    found = client.lookup([b"a", b"b"], want_results=True)
+    assert client.lookup([b"b", b"a"], want_results=True).results[b"a"].payload == b"v"
+    found = client.lookup([b"a", b"b"], want_infos=True, want_results=True)
     assert found.infos[0].result.payload == b"v"
     assert found.infos[0].owner == "tester"
     assert found.infos[1].error.endswith("the end")

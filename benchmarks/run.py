@@ -9,7 +9,7 @@ import loop
 def main() -> None:
     """Run them."""
     loop.main()
-    joblib_calls.main()
+    joblib_calls.main([])
     print("\nThe server models are measured by: python benchmarks/server_model.py")
 
 

@@ -20,7 +20,7 @@ from joblib.parallel import BACKENDS, FallbackToBackend, ParallelBackendBase, Th
 
 from run_once.errors import ConfigError
 from run_once.joblib_call import BoundCall
-from run_once.joblib_dispatch import Job
+from run_once.joblib_jobs import Job
 from run_once.joblib_options import OPTION_NAMES, BackendOptions, make_options, split_options
 from run_once.joblib_worker import is_inside_task
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import queue
 import time
 import warnings
@@ -21,23 +22,29 @@ from joblib.parallel import (
 )
 
 from run_once.call_keys import CallKeyer, Numberer
-from run_once.errors import RunOnceWarning
-from run_once.joblib_dispatch import Call, Dispatcher, HitSizer, Job
+from run_once.errors import RunOnceError, RunOnceWarning
+from run_once.joblib_dispatch import Dispatcher, Left
 from run_once.joblib_failures import Failures
+from run_once.joblib_jobs import Call, HitSizer, Job, Pace
 from run_once.joblib_lookup import Busy, Cold, DryLookups, Lookups
 from run_once.joblib_options import BackendOptions, resolve
-from run_once.joblib_outcomes import Failure, Outcome, Settled, Value
+from run_once.joblib_outcomes import Failure, Settled, Value
 from run_once.joblib_report import RunningCalls, Tally, keep_report
 from run_once.joblib_worker import RemoteCall, TaskOptions
 from run_once.keys import stored_key
 from run_once.progress import Progress
 from run_once.secret import load_secret
-from run_once.task import Session
+from run_once.task import Session, settle_ran
 from run_once.warn import UserLine, user_line
 
 _LOCAL_BACKENDS: Final = (LokyBackend, MultiprocessingBackend, ThreadingBackend)
 """Inner backends whose workers are on this machine."""
 
+
+logger = logging.getLogger("run_once")
+
+_SETTLE_LEFT_S: Final = 2.0
+"""How long an aborted `Parallel` tries to complete what has finished."""
 
 _PICKUP_S: Final = 0.5
 _PICKUP_LOOK_S: Final = 0.005
@@ -55,6 +62,7 @@ class BoundCall:
         self._tally: Tally | None = None
         self._progress: Progress | None = None
         self._sizer = HitSizer()
+        self._pace = Pace()
         self._inner_is_ready = False
         self.is_sequential = False
 
@@ -121,37 +129,44 @@ class BoundCall:
 
         job = Job(batch, finished)
         if self._dispatcher is None:
+            session = Session.get(self._config)
             self._dispatcher = Dispatcher(
-                session=Session.get(self._config),
+                session=session,
                 lookups=self._lookups(),
                 inner=self,
                 make_key=self._key_maker(),
                 options=self._task_options,
                 failures=self._failures,
                 tally=self._begin(),
+                pace=self._pace,
                 joins_equal=self._options.duplicates == "once",
             )
         self._dispatcher.submit(job)
         return job
 
     def compute_batch_size(self) -> int:
-        """Give the batch size for joblib, larger than the inner one while calls are done."""
-        return self._sizer.batch_size(self.batch_size())
+        """Give the batch size for joblib, which keeps two batches for each worker under way.
+
+        It is larger than the inner backend's while calls are done or must be asked for early; the
+        dispatcher parts such batches again.
+        """
+        size = self.batch_size()
+        return max(self._sizer.batch_size(size), self._pace.calls_per_worker(size) // 2)
 
     def batch_size(self) -> int:
         """Give the user's batch size, or the inner backend's own."""
         fixed = self._parallel.batch_size
         return int(self.inner.compute_batch_size() if fixed == "auto" else fixed)
 
-    def max_batches(self) -> int:
-        """Give what joblib allows by default: two batches for each worker."""
-        return 2 * self._n_jobs
+    def n_workers(self) -> int:
+        """Give the number of the inner backend's workers."""
+        return self._n_jobs
 
     def run(
         self,
         job: Job,
         calls: list[Call],
-        done: Callable[[list[Outcome]], None],
+        done: Callable[[list[Any]], None],
         failed: Callable[[BaseException], None],
     ) -> None:
         """Run wrapped calls as one batch of the inner backend."""
@@ -186,12 +201,12 @@ class BoundCall:
     def abort(self, *, ensure_ready: bool) -> None:
         """Stop all work and free what the workers held."""
         dispatcher, self._dispatcher = self._dispatcher, None
-        left = dispatcher.close() if dispatcher else []
+        left = dispatcher.close() if dispatcher else None
         if self._inner_is_ready:
             _await_pickup(self.inner)
             self.inner.abort_everything(ensure_ready=ensure_ready)
-        if dispatcher and left:
-            dispatcher.free(left)
+        if left is not None:
+            self._free(left)
 
     def terminate(self) -> None:
         """End what `configure` began."""
@@ -204,7 +219,22 @@ class BoundCall:
     def _close_dispatcher(self) -> None:
         dispatcher, self._dispatcher = self._dispatcher, None
         if dispatcher is not None:
-            dispatcher.close()
+            self._free(dispatcher.close())
+
+    def _free(self, left: Left) -> None:
+        """Settle what ran, and give back what workers and we ourselves hold, if that can be soon.
+
+        The parent chose the workers' claim ids: repeating a claim tells the token, with which to
+        release.
+        """
+        session = Session.get(self._config)
+        if left.ran:
+            try:
+                settle_ran(session, left.ran, timeout_s=_SETTLE_LEFT_S)
+            except RunOnceError as error:
+                logger.warning("%d finished calls could not be completed: %s", len(left.ran), error)
+        session.release(left.leases)
+        session.free_claims(left.claims, lease_s=self._config.lease_s)
 
     def _reducer_callback(self) -> Callable[[], None] | None:
         """Give what joblib gives its own loky backend: a folder of memmaps for this `Parallel`."""
@@ -242,7 +272,12 @@ class BoundCall:
     def _lookups(self) -> Lookups:
         kind = DryLookups if self._options.dry_run else Lookups
         session = Session.get(self._config)
-        return kind(session, in_flight=self._options.in_flight, secret=self._secret)
+        return kind(
+            session,
+            in_flight=self._options.in_flight,
+            secret=self._secret,
+            options=self._task_options,
+        )
 
     def _key_maker(self) -> Callable[[Call], bytes]:
         """Give what makes the keys of one call of the `Parallel`."""

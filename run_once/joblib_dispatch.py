@@ -1,97 +1,40 @@
 """Batches of one `joblib.Parallel` on their way: look up, run what is missing, wait for the rest.
 
-joblib calls `submit` under its lock, so `submit` only queues. A dispatcher thread looks keys up,
-many in one request, hands cold items to the inner backend, and parks items that are in flight on
-another machine; a waiter thread sits in a long poll for those: they hold no worker. joblib's
-callback is called from these threads, or from the inner backend's, never from `submit`.
+joblib calls `submit` under its lock, so `submit` only queues. One thread makes keys; a second one
+looks them up, many in one request, hands cold items to the inner backend, and parks items that are
+in flight on another machine; a third one sits in a long poll for those: they hold no worker; the
+settler completes what was claimed here. joblib's callback is called from these threads, or from the
+inner backend's, never from `submit`.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from run_once.joblib_failures import Failures
+from run_once.joblib_jobs import Call, Item, Job, Pace
 from run_once.joblib_lookup import MAX_WAIT_S, MIN_WAIT_S, Busy, Cold, Found, Lookups
 from run_once.joblib_outcomes import Elsewhere, Failure, Outcome, Settled, Value
 from run_once.joblib_report import Tally
-from run_once.joblib_worker import RemoteCall, TaskOptions
+from run_once.joblib_settle import Settler
+from run_once.joblib_worker import ClaimedCall, InResult, RemoteCall, TaskOptions
+from run_once.task import Ran
 
 if TYPE_CHECKING:
-    from run_once.task import Session
+    from run_once.lease import Lease
+    from run_once.task import Session, TaskOutcome
 
-logger = logging.getLogger("run_once")
-
-
-Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
-
-
-class Job:
-    """One batch of joblib's, and what became of its items."""
-
-    def __init__(self, batch: Any, callback: Callable[[Job], None]) -> None:
-        """Take a batch; `callback` is joblib's, called once with this job."""
-        self.batch = batch
-        self.calls: list[Call] = list(batch.items)
-        self._callback = callback
-        self._outcomes: list[Settled | None] = [None] * len(self.calls)
-        self._left = len(self.calls)
-        self._lock = threading.Lock()
-        self.had_cold = False
-
-    def settle(self, index: int, outcome: Settled) -> None:
-        """Note an item's outcome; the last one hands the job back to joblib."""
-        with self._lock:
-            if self._outcomes[index] is not None:
-                return
-            self._outcomes[index] = outcome
-            self._left -= 1
-            is_last = self._left == 0
-        if is_last:
-            self._callback(self)
-
-    def values(self) -> list[Any]:
-        """Give the values in order.
-
-        Raises:
-            BaseException: The first item's error, with the worker's traceback as its cause.
-        """
-        values = []
-        for outcome in self._outcomes:
-            if isinstance(outcome, Failure):
-                raise outcome.with_cause()
-            values.append(outcome.value if isinstance(outcome, Value) else outcome)
-        return values
-
-
-class Item:
-    """One call of a job, with its key.
-
-    Attributes:
-        was_busy: Another held it when it was looked up.
-        followers: Equal calls that get its outcome, too (`duplicates="once"`).
-        tries: Attempts that failed here.
-        last_failure: The last of them.
-    """
-
-    __slots__ = ("followers", "index", "job", "key", "last_failure", "tries", "was_busy")
-
-    def __init__(self, job: Job, index: int, key: bytes) -> None:
-        """Name an item."""
-        self.job = job
-        self.index = index
-        self.key = key
-        self.was_busy = False
-        self.followers: list[Item] = []
-        self.tries = 0
-        self.last_failure: Failure | None = None
+MAX_LOOKED_UP: Final = 2_000
+"""Keys in one request: while it is answered, the keys of the next are made."""
 
 
 class Inner(Protocol):
@@ -101,7 +44,7 @@ class Inner(Protocol):
         self,
         job: Job,
         calls: list[Call],
-        done: Callable[[list[Outcome]], None],
+        done: Callable[[list[Any]], None],
         failed: Callable[[BaseException], None],
     ) -> None:
         """Run wrapped calls of one job as one batch; `done` or `failed` is called, once."""
@@ -111,9 +54,27 @@ class Inner(Protocol):
         """Give the number of cold items that make one batch."""
         ...
 
-    def max_batches(self) -> int:
-        """Give the number of batches that may be with the inner backend at once."""
+    def n_workers(self) -> int:
+        """Give the number of workers."""
         ...
+
+
+BATCHES_PER_WORKER: Final = 2
+"""As many as joblib itself gives: one runs, one waits."""
+
+
+class Left(NamedTuple):
+    """What a dispatcher that was closed still holds.
+
+    Attributes:
+        claims: (claim id, keys) of what workers may have claimed.
+        leases: What was claimed here and did not come to its end.
+        ran: What was claimed here and ran, but is not settled.
+    """
+
+    claims: list[tuple[bytes, list[bytes]]]
+    leases: list[Lease]
+    ran: list[tuple[Lease, Ran[Any]]]
 
 
 class Dispatcher:
@@ -129,9 +90,10 @@ class Dispatcher:
         options: TaskOptions,
         failures: Failures,
         tally: Tally,
+        pace: Pace,
         joins_equal: bool = False,
     ) -> None:
-        """Make a dispatcher; its threads start with the first job.
+        """Make a dispatcher; its threads start when they are needed.
 
         Args:
             session: The server.
@@ -141,6 +103,7 @@ class Dispatcher:
             options: What all calls have in common.
             failures: Judges calls that fail.
             tally: Counts.
+            pace: Measures.
             joins_equal: Calls with one key are run once, and all get the outcome.
         """
         self._session = session
@@ -150,18 +113,23 @@ class Dispatcher:
         self._options = options
         self._failures = failures
         self._tally = tally
+        self._pace = pace
+        self._settler = Settler(session, self._settled, self._unsettled)
         self._leaders: dict[bytes, Item] | None = {} if joins_equal else None
-        self._later: list[tuple[float, int, Item]] = []
         self._serial = itertools.count()
         self._condition = threading.Condition()
-        self._jobs: deque[Job] = deque()
-        self._again: deque[Item] = deque()
-        self._busy: dict[bytes, list[Item]] = {}
-        self._in_flight: dict[bytes, list[bytes]] = {}
-        self._cold: deque[list[Item]] = deque()
-        self._n_running = 0
-        self._threads: list[threading.Thread] = []
+        self._threads: dict[str, threading.Thread] = {}
         self._closed = False
+        # The way of an item: jobs, new, free or cold, in flight; with stops at busy and later.
+        self._jobs: deque[Job] = deque()
+        self._new: deque[Item] = deque()
+        self._free: deque[Item] = deque()  # short, and to be claimed here when there is room
+        self._cold: deque[list[Item]] = deque()
+        self._busy: dict[bytes, list[Item]] = {}
+        self._later: list[tuple[float, int, Item]] = []
+        self._in_flight: dict[bytes, list[bytes]] = {}
+        self._leases: dict[bytes, Lease] = {}
+        self._n_running = 0
         # Held while the inner backend is given a batch: it must get none after its end. A garbage
         # collector may end the call in any thread, so also in one that holds it.
         self._handing_over = threading.RLock()
@@ -169,66 +137,48 @@ class Dispatcher:
     def submit(self, job: Job) -> None:
         """Queue a job; returns at once."""
         with self._condition:
-            if not self._threads and not self._closed:
-                for target in (self._dispatch, self._wait):
-                    thread = threading.Thread(target=target, name="run_once", daemon=True)
-                    self._threads.append(thread)
-                    thread.start()
+            self._start("keys", self._make_keys)
+            self._start("dispatcher", self._dispatch)
             self._jobs.append(job)
             self._condition.notify_all()
 
-    def close(self) -> list[tuple[bytes, list[bytes]]]:
-        """Stop: nothing is looked up or run any more.
-
-        Returns:
-            (claim id, keys) of what is still with workers.
-        """
+    def close(self) -> Left:
+        """Stop: nothing is looked up or run any more."""
         with self._condition:
             self._closed = True
+        ran = self._settler.close()
         with self._handing_over, self._condition:
-            self._jobs.clear()
-            self._again.clear()
-            self._busy.clear()
-            self._cold.clear()
-            self._later.clear()
-            left = list(self._in_flight.items())
+            for queue in (self._jobs, self._new, self._free, self._cold, self._busy, self._later):
+                queue.clear()
+            claims = list(self._in_flight.items())
             self._in_flight.clear()
+            settling = {lease.key for lease, _ in ran}
+            leases = [lease for key, lease in self._leases.items() if key not in settling]
+            self._leases.clear()
             self._condition.notify_all()
-        return left
+        return Left(claims, leases, ran)
 
-    def free(self, left: Sequence[tuple[bytes, list[bytes]]]) -> None:
-        """Give back what killed workers held.
+    def _start(self, name: str, target: Callable[[], None]) -> None:
+        """Start a thread if it does not run."""
+        if name not in self._threads and not self._closed:
+            thread = threading.Thread(target=target, name=f"run_once {name}", daemon=True)
+            self._threads[name] = thread
+            thread.start()
 
-        The parent chose their claim ids: repeating a claim tells the token, with which to release.
-        """
-        self._session.free_claims(left, lease_s=self._options.lease_s)
+    # -- the thread that makes keys ----------------------------------------------------------------
 
-    # -- the dispatcher thread ---------------------------------------------------------------------
-
-    def _dispatch(self) -> None:
+    def _make_keys(self) -> None:
         while True:
             with self._condition:
-                while not (self._jobs or self._again or self._closed or self._has_room()):
-                    self._condition.wait(self._until_later_s())
-                    self._take_later()
+                while not (self._jobs or self._closed):
+                    self._condition.wait()
                 if self._closed:
                     return
-                jobs, items = list(self._jobs), list(self._again)
-                self._jobs.clear()
-                self._again.clear()
-            for job in jobs:
-                items += self._items_of(job)
-            if items:
-                self._look_up(items)
-            self._hand_over()
-
-    def _until_later_s(self) -> float | None:
-        """Give the time until a failed call is tried again; None: there is none."""
-        return max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
-
-    def _take_later(self) -> None:
-        while self._later and self._later[0][0] <= time.monotonic():
-            self._again.append(heapq.heappop(self._later)[2])
+                job = self._jobs.popleft()
+            items = self._items_of(job)
+            with self._condition:
+                self._new.extend(items)
+                self._condition.notify_all()
 
     def _items_of(self, job: Job) -> list[Item]:
         items = []
@@ -254,6 +204,191 @@ class Dispatcher:
                 leader.followers.append(item)
         return leader is not item
 
+    # -- the dispatcher thread ---------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        while True:
+            with self._condition:
+                while not (self._closed or self._has_work()):
+                    self._condition.wait(self._until_later_s())
+                    self._take_later()
+                if self._closed:
+                    return
+                items = self._take_new()
+            if items:
+                self._look_up(items)
+            self._hand_over()
+
+    def _has_work(self) -> bool:
+        return bool(self._new) or (bool(self._free) and self._max_claims() > 0) or self._has_room()
+
+    def _take_new(self) -> list[Item]:
+        """Take items to look up: new ones, and free ones for which there is room now."""
+        n_free = min(len(self._free), self._max_claims())
+        items = [self._free.popleft() for _ in range(n_free)]
+        while self._new and len(items) < MAX_LOOKED_UP:
+            items.append(self._new.popleft())
+        return items
+
+    def _max_claims(self) -> int:
+        """Give how many calls may be claimed here now: those that workers will soon ask for."""
+        if not self._pace.is_short:
+            # What was free for a short call is now for the workers to claim.
+            return len(self._free)
+        wanted = self._pace.calls_per_worker(max(1, self._inner.batch_size()))
+        return max(0, 2 * wanted * self._inner.n_workers() - len(self._leases))
+
+    def _until_later_s(self) -> float | None:
+        """Give the time until a failed call is tried again; None: there is none."""
+        return max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
+
+    def _take_later(self) -> None:
+        while self._later and self._later[0][0] <= time.monotonic():
+            self._new.append(heapq.heappop(self._later)[2])
+
+    def _look_up(self, items: list[Item]) -> None:
+        is_short = self._pace.is_short
+        started_s = time.monotonic()
+        try:
+            found = self._lookups.find(
+                [item.key for item in items], max_claims=self._max_claims() if is_short else 0
+            )
+        except Exception as error:
+            for item in items:
+                self._settle(item, Failure(error))
+            return
+        self._pace.asked(time.monotonic() - started_s)
+        self._keep_leases(found)
+        cold = [item for item in items if self._sort(item, found[item.key])]
+        if is_short:
+            with self._condition:
+                self._free.extend(item for item in cold if item.lease is None)
+            cold = [item for item in cold if item.lease is not None]
+        self._split(cold)
+
+    def _keep_leases(self, found: dict[bytes, Found]) -> None:
+        """Note what was claimed; give it back if the call ended meanwhile."""
+        leases = {
+            key: each.lease for key, each in found.items() if isinstance(each, Cold) and each.lease
+        }
+        with self._condition:
+            is_closed = self._closed
+            if not is_closed:
+                self._leases.update(leases)
+        if is_closed:
+            self._session.release(list(leases.values()))
+
+    def _sort(self, item: Item, found: Found) -> bool:
+        """Settle or park an item; tell whether it is to be run."""
+        if isinstance(found, Cold):
+            item.job.had_cold = True
+            item.lease = found.lease
+            return True
+        if isinstance(found, Busy):
+            item.was_busy = True
+            with self._condition:
+                self._start("waiter", self._wait)
+                self._busy.setdefault(item.key, []).append(item)
+                self._condition.notify_all()
+            return False
+        self._settle(item, found)
+        return False
+
+    def _split(self, cold: list[Item]) -> None:
+        """Queue cold items as batches for the inner backend, each of one job."""
+        by_job: dict[int, list[Item]] = {}
+        for item in cold:
+            by_job.setdefault(id(item.job), []).append(item)
+        size = max(1, self._inner.batch_size())
+        for items in by_job.values():
+            for first in range(0, len(items), size):
+                self._cold.append(items[first : first + size])
+
+    def _has_room(self) -> bool:
+        """Tell whether a batch can be handed over.
+
+        The inner backend gets no more at once than joblib itself would give it: what is queued here
+        is not pickled yet, and an abort leaves it alone.
+        """
+        max_running = BATCHES_PER_WORKER * self._inner.n_workers()
+        return bool(self._cold) and self._n_running < max_running
+
+    def _hand_over(self) -> None:
+        while True:
+            with self._condition:
+                if self._closed or not self._has_room():
+                    return
+                items = self._cold.popleft()
+                self._n_running += 1
+            self._run_batch(items)
+
+    def _run_batch(self, items: list[Item]) -> None:
+        claim_id = os.urandom(16)
+        calls = [self._wrapped(item, claim_id) for item in items]
+        to_claim = [item.key for item in items if item.lease is None]
+
+        def done(outcomes: list[Any]) -> None:
+            self._landed(claim_id)
+            self._take_outcomes(items, outcomes)
+
+        def failed(error: BaseException) -> None:
+            # It stays in flight: a worker that was killed holds its key until the call is aborted.
+            self._make_room()
+            for item in items:
+                self._settle(item, Failure(error))
+
+        with self._handing_over:
+            with self._condition:
+                if self._closed:
+                    return
+                if to_claim:
+                    self._in_flight[claim_id] = to_claim
+            try:
+                self._inner.run(items[0].job, calls, done, failed)
+            except BaseException as error:
+                failed(error)
+
+    def _wrapped(self, item: Item, claim_id: bytes) -> Call:
+        func, args, kwargs = item.call
+        if item.lease is None:
+            return RemoteCall(func, item.key, claim_id, self._options), args, kwargs
+        item.lease.start()
+        return ClaimedCall(func, item.lease.grant, self._claimed_options), args, kwargs
+
+    @cached_property
+    def _claimed_options(self) -> TaskOptions:
+        """Options for workers that need not ask the server for anything."""
+        limits = self._session.client.limits()
+        return replace(self._options, max_inline_bytes=limits.max_inline_result_bytes)
+
+    def _landed(self, claim_id: bytes) -> None:
+        with self._condition:
+            self._in_flight.pop(claim_id, None)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        with self._condition:
+            self._n_running -= 1
+            self._condition.notify_all()
+
+    def _take_outcomes(self, items: list[Item], outcomes: list[Outcome | Ran[Any]]) -> None:
+        """Take what workers answer."""
+        ran: list[tuple[Item, Ran[Any]]] = []
+        for item, outcome in zip(items, outcomes, strict=True):
+            if isinstance(outcome, Ran):
+                ran.append((item, outcome))
+            elif isinstance(outcome, Elsewhere):
+                self._queue_again(item)
+            elif isinstance(outcome, Failure):
+                self._settle_failure(item, outcome)
+            else:
+                self._pace.ran(outcome.run_s)
+                self._settle(item, outcome)
+        if ran:
+            self._settler.put(ran)
+
+    # -- ends of items, in whichever thread --------------------------------------------------------
+
     def _settle(self, item: Item, outcome: Settled) -> None:
         """End an item, and those that follow it."""
         items = [item]
@@ -277,104 +412,52 @@ class Dispatcher:
                 heapq.heappush(self._later, (due_s, next(self._serial), item))
                 self._condition.notify_all()
 
-    def _look_up(self, items: list[Item]) -> None:
-        try:
-            found = self._lookups.find([item.key for item in items])
-        except Exception as error:
-            for item in items:
-                self._settle(item, Failure(error))
-            return
-        self._split([item for item in items if self._sort(item, found[item.key])])
-
-    def _sort(self, item: Item, found: Found) -> bool:
-        """Settle or park an item; tell whether it is to be run."""
-        if isinstance(found, Cold):
-            item.job.had_cold = True
-            return True
-        if isinstance(found, Busy):
-            item.was_busy = True
-            with self._condition:
-                self._busy.setdefault(item.key, []).append(item)
-                self._condition.notify_all()
-            return False
-        self._settle(item, found)
-        return False
-
-    def _split(self, cold: list[Item]) -> None:
-        """Queue cold items as batches for the inner backend, each of one job."""
-        by_job: dict[int, list[Item]] = {}
-        for item in cold:
-            by_job.setdefault(id(item.job), []).append(item)
-        size = max(1, self._inner.batch_size())
-        for items in by_job.values():
-            for first in range(0, len(items), size):
-                self._cold.append(items[first : first + size])
-
-    def _has_room(self) -> bool:
-        """Tell whether a batch can be handed over.
-
-        The inner backend gets no more at once than joblib itself would give it: what is queued here
-        is not pickled yet, and an abort leaves it alone.
-        """
-        return bool(self._cold) and self._n_running < self._inner.max_batches()
-
-    def _hand_over(self) -> None:
-        while True:
-            with self._condition:
-                if self._closed or not self._has_room():
-                    return
-                items = self._cold.popleft()
-                self._n_running += 1
-            self._run_batch(items)
-
-    def _run_batch(self, items: list[Item]) -> None:
-        claim_id = os.urandom(16)
-        calls: list[Call] = []
-        for item in items:
-            func, args, kwargs = item.job.calls[item.index]
-            calls.append((RemoteCall(func, item.key, claim_id, self._options), args, kwargs))
-
-        def done(outcomes: list[Outcome]) -> None:
-            self._landed(claim_id)
-            for item, outcome in zip(items, outcomes, strict=True):
-                if isinstance(outcome, Elsewhere):
-                    self._queue_again([item])
-                elif isinstance(outcome, Failure):
-                    self._settle_failure(item, outcome)
-                else:
-                    self._settle(item, outcome)
-
-        def failed(error: BaseException) -> None:
-            # It stays in flight: a worker that was killed holds its key until the call is aborted.
-            self._make_room()
-            for item in items:
-                self._settle(item, Failure(error))
-
-        with self._handing_over:
-            with self._condition:
-                if self._closed:
-                    return
-                self._in_flight[claim_id] = [item.key for item in items]
-            try:
-                self._inner.run(items[0].job, calls, done, failed)
-            except BaseException as error:
-                failed(error)
-
-    def _landed(self, claim_id: bytes) -> None:
-        with self._condition:
-            self._in_flight.pop(claim_id, None)
-        self._make_room()
-
-    def _make_room(self) -> None:
-        with self._condition:
-            self._n_running -= 1
-            self._condition.notify_all()
-
-    def _queue_again(self, items: Sequence[Item]) -> None:
+    def _queue_again(self, item: Item) -> None:
+        """Look an item up again that another holds or completed."""
+        item.was_busy = True
         with self._condition:
             if not self._closed:
-                self._again.extend(items)
+                self._new.append(item)
                 self._condition.notify_all()
+
+    def _drop_leases(self, items: Sequence[Item]) -> None:
+        """Forget leases that came to their end, which makes room for others."""
+        with self._condition:
+            for item in items:
+                self._leases.pop(item.key, None)
+                item.lease = None
+            self._condition.notify_all()
+
+    def _settled(self, settled: list[tuple[Item, Ran[Any], TaskOutcome[Any]]]) -> None:
+        """Take what the settler settled."""
+        self._drop_leases([item for item, _, _ in settled])
+        for item, ran, outcome in settled:
+            if outcome.error is not None:
+                self._settle_failure(item, Failure(outcome.error, ran.error_text))
+            elif outcome.is_completed:
+                self._settle(item, self._value(item, ran, outcome))
+            else:
+                self._queue_again(item)
+
+    def _value(self, item: Item, ran: Ran[Any], outcome: TaskOutcome[Any]) -> Value | Failure:
+        """Give the value of a call that was completed here."""
+        assert outcome.lease is not None
+        assert outcome.value is not None
+        value, run_s = outcome.value
+        self._pace.ran(run_s)
+        if value is not InResult:
+            return Value(value, run_s=run_s)
+        assert ran.result is not None
+        try:
+            return self._lookups.load(item.key, outcome.lease.token, ran.result)
+        except Exception as error:
+            return Failure(error)
+
+    def _unsettled(self, ran: list[tuple[Item, Ran[Any]]], problem: Exception) -> None:
+        """End items whose completion was not acknowledged."""
+        self._drop_leases([item for item, _ in ran])
+        for item, each in ran:
+            self._settle(item, Failure(each.error or problem, each.error_text))
 
     # -- the waiter thread -------------------------------------------------------------------------
 
@@ -394,32 +477,12 @@ class Dispatcher:
             try:
                 free = self._lookups.wait(keys, poll_s)
             except Exception as error:
-                self._settle_busy(keys, error)
+                for item in self._take_busy(keys):
+                    self._settle(item, Failure(error))
                 continue
-            with self._condition:
-                items = [item for key in free for item in self._busy.pop(key, [])]
-            self._queue_again(items)
+            for item in self._take_busy(free):
+                self._queue_again(item)
 
-    def _settle_busy(self, keys: Sequence[bytes], error: BaseException) -> None:
+    def _take_busy(self, keys: Sequence[bytes]) -> list[Item]:
         with self._condition:
-            items = [item for key in keys for item in self._busy.pop(key, [])]
-        for item in items:
-            self._settle(item, Failure(error))
-
-
-class HitSizer:
-    """Batch size while keys turn out to be done: large, and kept out of joblib's statistics."""
-
-    MAX_SIZE = 1024
-
-    def __init__(self) -> None:
-        """Start with joblib's own size."""
-        self._size = 1
-
-    def batch_size(self, inner_size: int) -> int:
-        """Give the larger of the inner backend's size and the size grown on hits."""
-        return max(inner_size, self._size)
-
-    def completed(self, job: Job) -> None:
-        """Learn from a job: all hits doubles the size, anything cold starts over."""
-        self._size = 1 if job.had_cold else min(self.MAX_SIZE, 2 * max(self._size, len(job.calls)))
+            return [item for key in keys for item in self._busy.pop(key, [])]

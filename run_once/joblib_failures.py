@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from run_once.errors import ExhaustedError
-from run_once.joblib_outcomes import Failed, Failure, Settled, Value, readable
+from run_once.joblib_outcomes import (
+    Failed,
+    Failure,
+    RemoteTracebackError,
+    Settled,
+    Value,
+    readable,
+)
+from run_once.keys import display_key
+
+if TYPE_CHECKING:
+    from run_once.task import Session
 
 ON_ERROR_CHOICES: Final = ("raise", "return", "retry")
 
@@ -54,3 +65,16 @@ class Failures:
         call.last_failure = failure
         call.tries += 1
         return min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** (call.tries - 1))
+
+
+def exhausted(session: Session, key: bytes, max_attempts: int) -> Failure:
+    """Make the failure of a key that is not tried again, with its last attempt's traceback."""
+    info = session.client.lookup([key], want_infos=True).infos[0]
+    shown = display_key(key)
+    limit = f" (max_attempts={max_attempts})" if max_attempts else ""
+    error = ExhaustedError(
+        f"key {shown.text!r} failed {info.attempts} times and is not tried again{limit}. To have "
+        f"it tried again: {shown.reset_command}"
+    )
+    error.__cause__ = RemoteTracebackError(info.error) if info.error else None
+    return Failure(error, info.error)

@@ -1,7 +1,7 @@
 """What is known of calls before they run: done, in flight elsewhere, or to be run.
 
-One request asks for many keys. A done key's value is loaded here, in the parent: its arguments are
-never shipped to a worker.
+One request asks for many keys, and claims those that are free if the calls are short. A done key's
+value is loaded here, in the parent: its arguments are never shipped to a worker.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from run_once.errors import ResultDamagedError, ResultMissingError
+from run_once.joblib_failures import exhausted
 from run_once.joblib_outcomes import Failure, Planned, Skipped, Value, readable
 from run_once.results import ResultStore
-from run_once.secret import Secret
 
 if TYPE_CHECKING:
     from distlock_proto import lock_table_pb2 as pb
+    from run_once.joblib_worker import TaskOptions
+    from run_once.lease import Lease
+    from run_once.secret import Secret
     from run_once.task import Session
 
 logger = logging.getLogger("run_once")
@@ -31,7 +34,13 @@ class Busy(NamedTuple):
 
 
 class Cold(NamedTuple):
-    """Nobody has the key: it is to be run."""
+    """The key is to be run.
+
+    Attributes:
+        lease: It was claimed with the lookup; None: nobody has it yet.
+    """
+
+    lease: Lease | None = None
 
 
 Found = Value | Failure | Skipped | Busy | Cold
@@ -40,14 +49,21 @@ Found = Value | Failure | Skipped | Busy | Cold
 class Lookups:
     """Asks the server what it knows of keys, for one `Parallel`."""
 
-    def __init__(self, session: Session, *, in_flight: str, secret: Secret) -> None:
+    def __init__(
+        self, session: Session, *, in_flight: str, secret: Secret, options: TaskOptions
+    ) -> None:
         """Ask through a session; values are signed with `secret`."""
         self._session = session
         self._store = ResultStore(session.client, secret=secret)
         self._skips = in_flight == "skip"
+        self._options = options
 
-    def find(self, keys: Sequence[bytes]) -> dict[bytes, Found]:
+    def find(self, keys: Sequence[bytes], *, max_claims: int = 0) -> dict[bytes, Found]:
         """Ask for keys, in one request where the limits allow.
+
+        Args:
+            keys: Stored keys.
+            max_claims: Claim so many of those that are free; their leases are kept alive.
 
         Returns:
             What is known of each key.
@@ -56,8 +72,34 @@ class Lookups:
             RunOnceError: The server cannot be asked.
         """
         unique = list(dict.fromkeys(keys))
-        answer = self._session.client.lookup(unique, want_infos=True, want_results=True)
-        return {key: self._found(key, info) for key, info in zip(unique, answer.infos, strict=True)}
+        leases: dict[bytes, Lease] = {}
+        if max_claims > 0:
+            claimed = self._session.claim(
+                unique,
+                ttl_s=self._options.lease_s,
+                max_grants=max_claims,
+                max_attempts=self._options.max_attempts,
+                ahead=True,
+                want_results=True,
+            )
+            leases = {lease.key: lease for lease in claimed.leases}
+            states, results = claimed.states, claimed.results
+        else:
+            answer = self._session.client.lookup(unique, want_results=True)
+            states, results = answer.states, answer.results
+        return {
+            key: self._found(key, state, results.get(key), leases.get(key))
+            for key, state in zip(unique, states, strict=True)
+        }
+
+    def load(self, key: bytes, token: int, result: pb.Result) -> Value:
+        """Give the value of a key that was completed here.
+
+        Raises:
+            ResultError: It cannot be loaded here.
+        """
+        loaded = self._store.load(key, token, result)
+        return Value(loaded.value, run_s=loaded.run_s)
 
     def wait(self, keys: Sequence[bytes], timeout_s: float = MAX_WAIT_S) -> list[bytes]:
         """Wait until at least one of the keys is no longer held by another, or the time is up.
@@ -71,25 +113,29 @@ class Lookups:
         states = self._session.client.wait(keys, timeout_s=timeout_s)
         return [key for key, state in zip(keys, states, strict=True) if state not in busy]
 
-    def _found(self, key: bytes, info: pb.KeyInfo) -> Found:
+    def _found(
+        self, key: bytes, state: int, result: pb.Result | None, lease: Lease | None
+    ) -> Found:
         from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
 
-        if info.state == pb.KEY_STATE_DONE:
-            return self._load(key, info)
-        if info.state in (pb.KEY_STATE_BUSY, pb.KEY_STATE_BUSY_AHEAD):
+        if result is not None:
+            return self._load(key, result)
+        if state in (pb.KEY_STATE_BUSY, pb.KEY_STATE_BUSY_AHEAD):
             return Skipped(key.decode()) if self._skips else Busy()
-        return Cold()
+        if state == pb.KEY_STATE_EXHAUSTED:
+            return exhausted(self._session, key, self._options.max_attempts)
+        return Cold(lease)
 
-    def _load(self, key: bytes, info: pb.KeyInfo) -> Found:
+    def _load(self, key: bytes, result: pb.Result) -> Found:
         try:
-            loaded = self._store.load(key, info.token, info.result)
+            loaded = self._store.load(key, result.token, result)
             return Value(loaded.value, is_stored=True, run_s=loaded.run_s)
         except (ResultMissingError, ResultDamagedError) as error:
             # The rule: a missing or damaged result makes the key not done again.
             logger.warning(
                 "the stored value of %r is unusable, so it is computed again: %s", key, error
             )
-            self._session.client.invalidate([(key, info.token)])
+            self._session.client.invalidate([(key, result.token)])
             return Cold()
         except Exception as error:
             return Failure(error)
@@ -98,10 +144,11 @@ class Lookups:
 class DryLookups(Lookups):
     """Says of each key what would become of it, and nothing more (`dry_run=True`)."""
 
-    def find(self, keys: Sequence[bytes]) -> dict[bytes, Found]:
+    def find(self, keys: Sequence[bytes], *, max_claims: int = 0) -> dict[bytes, Found]:
         """Look keys up; what is found stands in the place of the values."""
         from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
 
+        del max_claims  # nothing is claimed
         words: dict[int, Literal["done", "failed", "in flight"]] = {
             pb.KEY_STATE_DONE: "done",
             pb.KEY_STATE_FAILED: "failed",

@@ -1,8 +1,10 @@
-"""One call of `joblib.Parallel` as a worker runs it: claim, run, store, complete.
+"""One call of `joblib.Parallel` as a worker runs it.
 
-A `RemoteCall` stands where the user's function stood in joblib's batch, so every inner backend
-ships it, with the arguments beside it for the backend's own memory mapping. It never raises for the
-user's error: each item of a batch is committed by itself, and one that fails keeps the others.
+A `RemoteCall` claims, runs, stores and completes; a `ClaimedCall`, a short one, was claimed in the
+parent, which also settles it. Either stands where the user's function stood in joblib's batch, so
+every inner backend ships it, with the arguments beside it for the backend's own memory mapping. It
+never raises for the user's error: each item of a batch is committed by itself, and one that fails
+keeps the others.
 """
 
 from __future__ import annotations
@@ -10,24 +12,22 @@ from __future__ import annotations
 import os
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
-from run_once.errors import ExhaustedError
-from run_once.joblib_outcomes import Elsewhere, Failure, Outcome, RemoteTracebackError, Value
-from run_once.keys import display_key
-from run_once.results import ResultStore
+from run_once.joblib_failures import exhausted
+from run_once.joblib_outcomes import Elsewhere, Failure, Outcome, Value
+from run_once.results import ResultStore, is_inline
 from run_once.secret import Secret
-from run_once.task import Session, run_task
+from run_once.task import Grant, Ran, Session, error_text, run_and_store, run_task
 
 if TYPE_CHECKING:
+    from distlock_proto import lock_table_pb2 as pb
     from run_once.config import Config
-    from run_once.lease import Lease
 
 _inside = threading.local()
 
@@ -57,16 +57,51 @@ class TaskOptions:
         secret: What values are signed with, for workers on this machine: those of loky live on
             while the environment changes. None: the worker has its own, since the secret does not
             cross a network.
+        max_inline_bytes: What is longer as stored is sent to the server before the key is
+            completed; 0: ask the server.
     """
 
     config: Config
     lease_s: float
     max_attempts: int
     secret: Secret | None = None
+    max_inline_bytes: int = 0
 
 
-class RemoteCall:
+class _WrappedCall:
     """A user's function with its key; called with the user's arguments."""
+
+    def __init__(self, func: Callable[..., Any], key: bytes, options: TaskOptions) -> None:
+        self.func = func
+        self.key = key
+        self.options = options
+        self._is_remote = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Note the arrival in a worker process, from which values and errors travel as pickles."""
+        self.__dict__.update(state)
+        self._is_remote = True
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
+        """Run the function; give its value and for how many seconds it ran."""
+        started_s = time.perf_counter()
+        with _inside_task():
+            value = self.func(*args, **kwargs)
+        return value, time.perf_counter() - started_s
+
+    def _travelling(self, error: Exception) -> Exception:
+        """Make an error fit to travel; an unpicklable one becomes a RuntimeError with its text."""
+        if not self._is_remote:
+            return error
+        try:
+            cloudpickle.loads(cloudpickle.dumps(error))
+        except Exception:
+            return RuntimeError(f"{_line(error)} (the exception cannot be pickled)")
+        return error
+
+
+class RemoteCall(_WrappedCall):
+    """A call that is claimed by the worker when it starts."""
 
     def __init__(
         self, func: Callable[..., Any], key: bytes, claim_id: bytes, options: TaskOptions
@@ -79,16 +114,8 @@ class RemoteCall:
             claim_id: Chosen by the parent, so that it can free what a killed worker held.
             options: See `TaskOptions`.
         """
-        self.func = func
-        self.key = key
+        super().__init__(func, key, options)
         self.claim_id = claim_id
-        self.options = options
-        self._is_remote = False
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Note the arrival in a worker process, from which values and errors travel as pickles."""
-        self.__dict__.update(state)
-        self._is_remote = True
 
     @classmethod
     def new(cls, func: Callable[..., Any], key: bytes, options: TaskOptions) -> RemoteCall:
@@ -101,16 +128,6 @@ class RemoteCall:
         Returns:
             What became of it; a lost lease and a key held by another are `Elsewhere`.
         """
-        run_s = 0.0
-
-        def body(_lease: Lease) -> Any:
-            nonlocal run_s
-            started_s = time.perf_counter()
-            with _inside_task():
-                value = self.func(*args, **kwargs)
-            run_s = time.perf_counter() - started_s
-            return value
-
         options = self.options
         try:
             session = Session.get(options.config)
@@ -118,33 +135,70 @@ class RemoteCall:
             outcome = run_task(
                 session,
                 self.key,
-                body,
+                lambda _lease: self._run(args, kwargs),
                 ttl_s=options.lease_s,
                 keep_alive=True,
                 max_attempts=options.max_attempts,
-                store=lambda lease, value: store.store(lease, value, run_s),
+                store=lambda lease, ran: store.store(lease, *ran),
                 claim_id=self.claim_id,
             )
             if outcome.error is not None:
                 return self._failure(outcome.error)
-            if outcome.is_completed:
-                return Value(outcome.value, run_s=run_s)
+            if outcome.is_completed and outcome.value is not None:
+                value, run_s = outcome.value
+                return Value(value, run_s=run_s)
             if not outcome.did_run and _is_exhausted(outcome.state):
-                return _exhausted(session, self.key, options.max_attempts)
+                return exhausted(session, self.key, options.max_attempts)
         except Exception as error:
             return self._failure(error)
         return Elsewhere(outcome.state)
 
     def _failure(self, error: Exception) -> Failure:
-        """Make an error fit to travel; an unpicklable one becomes a RuntimeError with its text."""
-        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        if not self._is_remote:
-            return Failure(error, text)
+        return Failure(self._travelling(error), error_text(error))
+
+
+class InResult:
+    """Stands for a value that travels in the result that is stored, and only there."""
+
+
+class ClaimedCall(_WrappedCall):
+    """A call that was claimed in the parent, which keeps the lease and settles it."""
+
+    def __init__(self, func: Callable[..., Any], grant: Grant, options: TaskOptions) -> None:
+        """Make the call.
+
+        Args:
+            func: The user's function.
+            grant: What the parent was granted.
+            options: See `TaskOptions`.
+        """
+        super().__init__(func, grant.key, options)
+        self.grant = grant
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Ran[tuple[Any, float]]:
+        """Run the function, and make the result to complete the key with.
+
+        Returns:
+            Value and seconds, result, or error. A small value travels once, in the result.
+        """
         try:
-            cloudpickle.loads(cloudpickle.dumps(error))
-        except Exception:
-            return Failure(RuntimeError(f"{_line(error)} (the exception cannot be pickled)"), text)
-        return Failure(error, text)
+            ran = run_and_store(self.grant, lambda _: self._run(args, kwargs), self._store)
+        except Exception as error:
+            ran = Ran(error=error, error_text=error_text(error))
+        if ran.error is not None:
+            return replace(ran, value=None, error=self._travelling(ran.error))
+        if self._is_remote and ran.value is not None and is_inline(ran.result):
+            return replace(ran, value=(InResult, ran.value[1]))
+        return ran
+
+    def _store(self, grant: Grant, ran: tuple[Any, float]) -> pb.Result:
+        options = self.options
+        store = ResultStore(
+            lambda: Session.get(options.config).client,  # only a large value needs the server
+            secret=options.secret,
+            max_inline_bytes=options.max_inline_bytes,
+        )
+        return store.store(grant, *ran)
 
 
 def _line(error: Exception) -> str:
@@ -159,16 +213,3 @@ def _is_exhausted(state: int) -> bool:
     from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
 
     return state == pb.KEY_STATE_EXHAUSTED
-
-
-def _exhausted(session: Session, key: bytes, max_attempts: int) -> Failure:
-    """Make the error of a key that is not tried again, with its last attempt's traceback."""
-    info = session.client.lookup([key], want_infos=True).infos[0]
-    shown = display_key(key)
-    limit = f" (max_attempts={max_attempts})" if max_attempts else ""
-    error = ExhaustedError(
-        f"key {shown.text!r} failed {info.attempts} times and is not tried again{limit}. To have "
-        f"it tried again: {shown.reset_command}"
-    )
-    error.__cause__ = RemoteTracebackError(info.error) if info.error else None
-    return Failure(error, info.error)

@@ -18,6 +18,7 @@ import hmac
 import pickle
 import struct
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import cloudpickle
@@ -160,13 +161,26 @@ class ResultStore:
     completed.
 
     Args:
-        client: The typed client of the server.
+        client: The typed client of the server, or what gives it when it is needed.
         secret: What values are signed with; None: `load_secret`, on first use.
+        max_inline_bytes: Larger frames are uploaded; 0: as the server says.
     """
 
-    def __init__(self, client: LockClient, *, secret: Secret | None = None) -> None:
-        self._client = client
+    def __init__(
+        self,
+        client: LockClient | Callable[[], LockClient],
+        *,
+        secret: Secret | None = None,
+        max_inline_bytes: int = 0,
+    ) -> None:
+        self._given_client = client
         self._own_secret = secret
+        self._max_inline_bytes = max_inline_bytes
+
+    @property
+    def _client(self) -> LockClient:
+        given = self._given_client
+        return given() if callable(given) else given
 
     def store(self, lease: Lease | Grant, value: Any, run_s: float = 0.0) -> pb.Result:
         """Make the result with which a lease is completed.
@@ -188,7 +202,8 @@ class ResultStore:
         grant: Grant = getattr(holder, "grant", holder)
         data = dump(value, key=grant.key, token=grant.token, secret=self._secret(), run_s=run_s)
         digest = hashlib.sha256(data).digest()
-        if len(data) > self._client.limits().max_inline_result_bytes:
+        limit_bytes = self._max_inline_bytes or self._client.limits().max_inline_result_bytes
+        if len(data) > limit_bytes:
             return self._client.upload_result(grant, data, digest)
         return pb.Result(
             storage=pb.Result.STORAGE_INLINE, payload=data, size_bytes=len(data), sha256=digest
@@ -229,6 +244,13 @@ class ResultStore:
         if self._own_secret is None:
             self._own_secret = load_secret()
         return self._own_secret
+
+
+def is_inline(result: pb.Result | None) -> bool:
+    """Tell whether a result brings its value along."""
+    from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
+
+    return result is not None and result.storage == pb.Result.STORAGE_INLINE
 
 
 def _split(view: memoryview, key: bytes) -> tuple[_Head, bytes, memoryview]:

@@ -175,12 +175,18 @@ def run_and_store(
         return _not_stored(holder.key, Ran(value, has_value=True), error)
 
 
-def settle_ran(session: Session, tasks: Sequence[tuple[Lease, Ran[T]]]) -> list[TaskOutcome[T]]:
+def settle_ran(
+    session: Session,
+    tasks: Sequence[tuple[Lease, Ran[T]]],
+    *,
+    timeout_s: float | None = None,
+) -> list[TaskOutcome[T]]:
     """Complete what ran well and fail the rest, in one request.
 
     Args:
         session: The server.
         tasks: Leases, each with what its body came to.
+        timeout_s: Try once and for so long only; None: with the usual retries.
 
     Returns:
         What became of each, in order.
@@ -189,7 +195,8 @@ def settle_ran(session: Session, tasks: Sequence[tuple[Lease, Ran[T]]]) -> list[
         ServerUnavailableError: Completions were not acknowledged.
     """
     try:
-        answers = session.settle([_ending(lease, ran) for lease, ran in tasks])
+        endings = [_ending(lease, ran) for lease, ran in tasks]
+        answers = session.settle(endings, timeout_s=timeout_s)
     except RunOnceError as problem:
         # The body's exception matters more than a server that is gone.
         if all(ran.error is not None for _, ran in tasks):
@@ -197,12 +204,12 @@ def settle_ran(session: Session, tasks: Sequence[tuple[Lease, Ran[T]]]) -> list[
         if isinstance(problem, ServerUnavailableError):
             raise
         if len(tasks) > 1:  # one that is refused must not cost the others
-            return [settle_ran(session, [task])[0] for task in tasks]
+            return [settle_ran(session, [task], timeout_s=timeout_s)[0] for task in tasks]
         lease, ran = tasks[0]
-        return settle_ran(session, [(lease, _not_stored(lease.key, ran, problem))])
+        refused = _not_stored(lease.key, ran, problem)
+        return settle_ran(session, [(lease, refused)], timeout_s=timeout_s)
     return [
-        _outcome(lease, ran, answer)
-        for (lease, ran), answer in zip(tasks, answers, strict=True)
+        _outcome(lease, ran, answer) for (lease, ran), answer in zip(tasks, answers, strict=True)
     ]
 
 

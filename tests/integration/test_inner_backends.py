@@ -13,6 +13,7 @@ import pytest
 
 from distlock_proto import lock_table_pb2 as pb
 from run_once.errors import RunOnceError
+from run_once.joblib_worker import is_inside_task
 from tests.other_client import Other
 from tests.servers import ServerProcess
 
@@ -57,10 +58,10 @@ def _update_environment(variables: dict[str, str]) -> None:
     os.environ.update(variables)
 
 
-def where(number: int, folder: Path) -> tuple[int, int]:
-    """Tell who ran a call, and leave a file for each run."""
+def where(number: int, folder: Path) -> tuple[int, int, bool]:
+    """Tell who ran a call, and whether under the wrapper; leave a file for each run."""
     (folder / f"{number}-{os.getpid()}-{os.urandom(4).hex()}").touch()
-    return number, os.getpid()
+    return number, os.getpid(), is_inside_task()
 
 
 def fail_on_three(number: int) -> int:
@@ -85,18 +86,20 @@ def test_calls_run_there(inner: str, server: ServerProcess, tmp_path: Path) -> N
     with joblib.parallel_config("run_once", inner=inner, n_jobs=2):
         first = joblib.Parallel()(calls)
         second = joblib.Parallel()(calls)
-    assert [number for number, _ in first] == list(range(COUNT))
+    assert [number for number, _, _ in first] == list(range(COUNT))
     assert second == first
     assert len(list(runs.iterdir())) == COUNT
-    is_here = {pid == os.getpid() for _, pid in first}
-    assert is_here == {inner == "threading"}
+    assert {pid == os.getpid() for _, pid, _ in first} == {inner == "threading"}
+    assert all(is_wrapped for _, _, is_wrapped in first)
     other = Other(server.address)
     infos = list(other.client.list())
     other.client.close()
     assert [info.state for info in infos] == [pb.KEY_STATE_DONE] * COUNT
-    # Completed by who ran it: the owner's label names the process.
-    pids = {str(pid) for _, pid in first}
-    assert all(any(pid in info.owner for pid in pids) for info in infos)
+    # The owner's label names the process: the first calls are claimed by who runs them, and once
+    # they turn out to be short, the others by the parent.
+    owners = {int(info.owner.rpartition(":")[2]) for info in infos}
+    assert owners <= {os.getpid(), *(pid for _, pid, _ in first)}
+    assert owners & {pid for _, pid, _ in first}
 
 
 def test_an_exception_comes_through(inner: str, server: ServerProcess) -> None:

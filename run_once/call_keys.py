@@ -10,6 +10,7 @@ bytes of values are made by `encode.py`, names of functions by `identity.py`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import threading
@@ -224,19 +225,40 @@ def _encode_function(encoder: Encoder, known: Function) -> bytes:
 
 
 def _encode_call(encoder: Encoder, callee: Callee, known: Function, head: bytes) -> bytes:
-    parts = [head, encoder.encode(callee.options, "<sklearn options>")]
     bound, (args, kwargs) = bind(callee, known)
-    rest = [encoder.encode(value, f"args[{index}]") for index, value in enumerate(args)]
-    parts.append(_named(encoder, bound, known.ignored))
-    parts.append(record("rest", *rest))
-    parts.append(_named(encoder, kwargs, known.ignored))
-    return record("call", *parts)
+    return record(
+        "call",
+        head,
+        encoder.encode(callee.options, "<sklearn options>"),
+        _named(encoder, bound, known.ignored),
+        _rest(encoder, args) if args else _NO_REST,
+        _named(encoder, kwargs, known.ignored) if kwargs else _NO_NAMED,
+    )
+
+
+def _rest(encoder: Encoder, args: tuple[Any, ...]) -> bytes:
+    return record(
+        "rest", *(encoder.encode(value, f"args[{index}]") for index, value in enumerate(args))
+    )
 
 
 def _named(encoder: Encoder, values: Mapping[str, Any], ignored: frozenset[str]) -> bytes:
-    kept = sorted(values.keys() - ignored)
-    pairs = [encoder.encode(name, "<name>") + encoder.encode(values[name], name) for name in kept]
-    return record("named", *pairs)
+    encode = encoder.encode
+    kept = _kept_names(tuple(values), ignored)
+    return record("named", *[name_data + encode(values[name], name) for name, name_data in kept])
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept_names(
+    names: tuple[str, ...], ignored: frozenset[str]
+) -> tuple[tuple[str, bytes], ...]:
+    """Give the names that belong to keys, in the keys' order, each with its encoding."""
+    encoder = Encoder(KeyContext())
+    return tuple((name, encoder.encode(name, "<name>")) for name in sorted({*names} - ignored))
+
+
+_NO_REST: Final = record("rest")
+_NO_NAMED: Final = record("named")
 
 
 def _digest(data: bytes) -> str:

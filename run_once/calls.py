@@ -69,6 +69,8 @@ def unwrap(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Calle
     options: Mapping[str, Any] | None = None
     while True:
         kind = type(func)
+        if kind is types.FunctionType:
+            return Callee(func, args, kwargs, options)
         if isinstance(func, functools.partial):
             args, kwargs = (*func.args, *args), {**func.keywords, **kwargs}
             func = func.func

@@ -197,8 +197,7 @@ class Encoder:
 
 def record(tag: str, *parts: bytes) -> bytes:
     """Join encoded parts under a tag, self-delimiting."""
-    name = tag.encode()
-    return b"r%d:%s%d:%s" % (len(name), name, len(parts), b"".join(parts))
+    return b"r%d:%s%d:%s" % (len(tag), tag.encode(), len(parts), b"".join(parts))
 
 
 def collapse(data: bytes) -> bytes:

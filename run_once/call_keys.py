@@ -249,9 +249,7 @@ def _named(encoder: Encoder, values: Mapping[str, Any], ignored: frozenset[str])
 
 
 @functools.lru_cache(maxsize=1024)
-def _kept_names(
-    names: tuple[str, ...], ignored: frozenset[str]
-) -> tuple[tuple[str, bytes], ...]:
+def _kept_names(names: tuple[str, ...], ignored: frozenset[str]) -> tuple[tuple[str, bytes], ...]:
     """Give the names that belong to keys, in the keys' order, each with its encoding."""
     encoder = Encoder(KeyContext())
     return tuple((name, encoder.encode(name, "<name>")) for name in sorted({*names} - ignored))

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,6 +34,8 @@ from run_once.task import Ran
 if TYPE_CHECKING:
     from run_once.lease import Lease
     from run_once.task import Session, TaskOutcome
+
+logger = logging.getLogger("run_once")
 
 MAX_LOOKED_UP: Final = 2_000
 """Keys in one request: while it is answered, the keys of the next are made."""
@@ -119,6 +123,7 @@ class Dispatcher:
         self._serial = itertools.count()
         self._condition = threading.Condition()
         self._threads: dict[str, threading.Thread] = {}
+        self._open_jobs: weakref.WeakSet[Job] = weakref.WeakSet()
         self._closed = False
         # The way of an item: jobs, new, free or cold, in flight; with stops at busy and later.
         self._jobs: deque[Job] = deque()
@@ -139,6 +144,7 @@ class Dispatcher:
         with self._condition:
             self._start("keys", self._make_keys)
             self._start("dispatcher", self._dispatch)
+            self._open_jobs.add(job)
             self._jobs.append(job)
             self._condition.notify_all()
 
@@ -161,9 +167,25 @@ class Dispatcher:
     def _start(self, name: str, target: Callable[[], None]) -> None:
         """Start a thread if it does not run."""
         if name not in self._threads and not self._closed:
-            thread = threading.Thread(target=target, name=f"run_once {name}", daemon=True)
+            thread = threading.Thread(
+                target=self._guarded, args=(target,), name=f"run_once {name}", daemon=True
+            )
             self._threads[name] = thread
             thread.start()
+
+    def _guarded(self, target: Callable[[], None]) -> None:
+        """Run a thread's work; if it breaks, nobody shall wait for ever for what it left."""
+        try:
+            target()
+        except Exception as error:
+            self._broke(error)
+
+    def _broke(self, error: Exception) -> None:
+        logger.error("run_once broke in a thread of Parallel: please report it", exc_info=error)
+        with self._condition:
+            jobs = list(self._open_jobs)
+        for job in jobs:
+            job.fail(error)
 
     # -- the thread that makes keys ----------------------------------------------------------------
 
@@ -329,7 +351,10 @@ class Dispatcher:
 
         def done(outcomes: list[Any]) -> None:
             self._landed(claim_id)
-            self._take_outcomes(items, outcomes)
+            try:
+                self._take_outcomes(items, outcomes)
+            except Exception as error:  # in a thread of the inner backend, which must live on
+                self._broke(error)
 
         def failed(error: BaseException) -> None:
             # It stays in flight: a worker that was killed holds its key until the call is aborted.

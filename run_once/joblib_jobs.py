@@ -50,6 +50,11 @@ class Job:
         if is_last:
             self._callback(self)
 
+    def fail(self, error: BaseException) -> None:
+        """Settle all that is open with an error."""
+        for index in range(len(self.calls)):
+            self.settle(index, Failure(error))
+
     def values(self) -> list[Any]:
         """Give the values in order.
 

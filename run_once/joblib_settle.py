@@ -75,7 +75,10 @@ class Settler:
                 self._unsettled(part, error)
                 continue
             pairs = zip(part, outcomes, strict=True)
-            self._settled([(item, ran, outcome) for (item, ran), outcome in pairs])
+            try:
+                self._settled([(item, ran, outcome) for (item, ran), outcome in pairs])
+            except Exception as error:
+                self._unsettled(part, error)
 
 
 def _with_leases(part: list[tuple[Item, Ran[Any]]]) -> list[tuple[Lease, Ran[Any]]]:

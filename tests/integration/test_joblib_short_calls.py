@@ -14,6 +14,8 @@ import pytest
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from run_once import ExhaustedError, joblib_jobs
+from run_once.joblib_call import BoundCall
+from run_once.joblib_dispatch import Dispatcher
 from tests.other_client import Other, until
 from tests.servers import ServerProcess
 
@@ -256,3 +258,19 @@ def test_a_worker_killed_in_a_short_call(
     assert (counted.held, counted.expired) == (0, 0)
     with short_calls(monkeypatch, "loky") as parallel:
         assert parallel(calls) == list(range(COUNT))
+
+
+@pytest.mark.parametrize("broken", ["_look_up", "_make_key", "_take_outcomes", "_settled"])
+def test_a_bug_of_ours_ends_the_call(
+    broken: str, other: Other, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the dispatcher's steps breaks, its error is raised: nobody waits for ever."""
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError(broken)
+
+    with short_calls(monkeypatch) as parallel:
+        home = BoundCall if broken == "_make_key" else Dispatcher
+        monkeypatch.setattr(home, broken, fail)
+        with pytest.raises(ZeroDivisionError, match=broken):
+            parallel(joblib.delayed(note)(number, runs) for number in range(8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,10 @@ import joblib
 import pytest
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from run_once import ExhaustedError, joblib_jobs
+from run_once import ExhaustedError, UnkeyableError, joblib_jobs
 from run_once.joblib_call import BoundCall
 from run_once.joblib_dispatch import Dispatcher
+from run_once.joblib_settle import Settler
 from tests.other_client import Other, until
 from tests.servers import ServerProcess
 
@@ -123,7 +125,7 @@ def test_a_short_call_that_fails(
     with short_calls(monkeypatch, inner, on_error="return") as parallel:
         values = parallel(calls)
     assert sum(isinstance(value, int) for value in values) == COUNT - 1
-    assert count(runs) == before + COUNT - (counted.done - 2), "done calls ran once more"
+    assert count(runs) == before + COUNT - (counted.done - 2), "done calls run no more"
 
 
 def test_a_short_call_is_tried_no_more_than_allowed(
@@ -274,3 +276,30 @@ def test_a_bug_of_ours_ends_the_call(
         monkeypatch.setattr(home, broken, fail)
         with pytest.raises(ZeroDivisionError, match=broken):
             parallel(joblib.delayed(note)(number, runs) for number in range(8))
+
+
+def test_an_abort_keeps_what_has_finished(
+    other: Other, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short calls that ran, and are not settled yet, are completed before the error is raised."""
+
+    def calls() -> Iterator[Any]:
+        monkeypatch.setattr(Settler, "_run", lambda _: None)
+        yield from (joblib.delayed(note)(number, runs) for number in range(2))
+        until(lambda: len(queued) == 2)
+        yield joblib.delayed(note)(threading.Lock(), runs)
+
+    queued: list[int] = []
+    put = Settler.put
+
+    def noted_put(self: Settler, ran: Any) -> None:
+        put(self, ran)
+        queued.extend(range(len(ran)))
+
+    with short_calls(monkeypatch) as parallel:
+        monkeypatch.setattr(Settler, "put", noted_put)
+        parallel.batch_size = 1
+        with pytest.raises(UnkeyableError):
+            parallel(calls())
+    counted = other.client.count()
+    assert (counted.done, counted.held) == (2 + 2, 0)

@@ -30,8 +30,9 @@ from run_once.joblib_lookup import Busy, Cold, DryLookups, Lookups
 from run_once.joblib_options import BackendOptions, resolve
 from run_once.joblib_outcomes import Failure, Settled, Value
 from run_once.joblib_report import RunningCalls, Tally, keep_report
-from run_once.joblib_worker import RemoteCall, TaskOptions
+from run_once.joblib_worker import ClaimedCall, TaskOptions
 from run_once.keys import stored_key
+from run_once.lease import Lease
 from run_once.progress import Progress
 from run_once.secret import load_secret
 from run_once.task import Session, settle_ran
@@ -329,25 +330,46 @@ class BoundCall:
         parallel._get_sequential_output = claimed_output
 
     def _run_here(self, lookups: Lookups, make_key: Callable[[Call], bytes], call: Call) -> Any:
-        """Look up, claim and run one call in this thread, or wait for its value."""
+        """Claim and run one call in this thread, or get its value, waiting for it if need be."""
         item = _CallHere(make_key(call))
         while True:
-            found = lookups.find([item.key])[item.key]
+            found = lookups.find([item.key], max_claims=1)[item.key]
             if isinstance(found, Busy):
                 item.was_busy = True
                 lookups.wait([item.key])
             elif not isinstance(found, Cold):
+                if isinstance(found, Failure):
+                    found = self._failures.judge_found(item, found)
                 return self._settle_here(item, found)
-            else:
-                func, args, kwargs = call
-                outcome = RemoteCall.new(func, item.key, self._task_options)(*args, **kwargs)
-                if isinstance(outcome, Value):
-                    return self._settle_here(item, outcome)
+            elif found.lease is not None:
+                outcome = self._run_claimed(found.lease, call)
                 if isinstance(outcome, Failure):
                     verdict = self._failures.judge(item, outcome)
-                    if not isinstance(verdict, float):
-                        return self._settle_here(item, verdict)
-                    time.sleep(verdict)
+                    if isinstance(verdict, float):
+                        time.sleep(verdict)
+                        continue
+                    outcome = verdict
+                if outcome is not None:
+                    return self._settle_here(item, outcome)
+                item.was_busy = True
+
+    def _run_claimed(self, lease: Lease, call: Call) -> Settled | None:
+        """Run and settle a call that was claimed; None: its lease was lost."""
+        session = Session.get(self._config)
+        func, args, kwargs = call
+        lease.start()
+        try:
+            ran = ClaimedCall(func, lease.grant, self._task_options)(*args, **kwargs)
+            outcome = settle_ran(session, [(lease, ran)])[0]
+        except BaseException:
+            session.release([lease])
+            raise
+        if outcome.error is not None:
+            return Failure(outcome.error, ran.error_text)
+        if not outcome.is_completed or outcome.value is None:
+            return None
+        value, run_s = outcome.value
+        return Value(value, run_s=run_s)
 
     def _settle_here(self, item: _CallHere, outcome: Settled) -> Any:
         """Count a call's end; give what stands in its place, or raise."""

@@ -313,6 +313,8 @@ class Dispatcher:
                 self._busy.setdefault(item.key, []).append(item)
                 self._condition.notify_all()
             return False
+        if isinstance(found, Failure):
+            found = self._failures.judge_found(item, found)
         self._settle(item, found)
         return False
 

@@ -66,6 +66,18 @@ class Failures:
         call.tries += 1
         return min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** (call.tries - 1))
 
+    def judge_found(self, call: Tried, failure: Failure) -> Settled:
+        """Say how a call ends that was not run, since its lookup failed.
+
+        An exhausted call is one that failed. A stored value that cannot be used is not the call's
+        failure: it is raised, whatever is done with those.
+        """
+        if not isinstance(failure.error, ExhaustedError):
+            return failure
+        verdict = self.judge(call, failure)
+        assert not isinstance(verdict, float), "nothing exhausted is tried again"
+        return verdict
+
 
 def exhausted(session: Session, key: bytes, max_attempts: int) -> Failure:
     """Make the failure of a key that is not tried again, with its last attempt's traceback."""

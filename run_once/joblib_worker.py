@@ -9,7 +9,6 @@ keeps the others.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -116,11 +115,6 @@ class RemoteCall(_WrappedCall):
         """
         super().__init__(func, key, options)
         self.claim_id = claim_id
-
-    @classmethod
-    def new(cls, func: Callable[..., Any], key: bytes, options: TaskOptions) -> RemoteCall:
-        """Make a call with a claim id of its own."""
-        return cls(func, key, os.urandom(16), options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Outcome:
         """Claim the key, run the function, store its value, complete the key.

@@ -14,7 +14,7 @@ import joblib
 import pytest
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from run_once import ExhaustedError, UnkeyableError, joblib_jobs
+from run_once import ExhaustedError, Failed, UnkeyableError, joblib_jobs
 from run_once.joblib_call import BoundCall
 from run_once.joblib_dispatch import Dispatcher
 from run_once.joblib_settle import Settler
@@ -141,7 +141,24 @@ def test_a_short_call_is_tried_no_more_than_allowed(
     ):
         parallel(calls)
     assert "is half of it" in str(raised.value.__cause__)
+    with short_calls(monkeypatch, max_attempts=1, on_error="return") as parallel:
+        (failed,) = parallel(calls)
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, ExhaustedError)
     assert count(runs) == 1
+
+
+def test_a_short_call_is_tried_again(
+    other: Other, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """on_error="retry" ends with the call's own error, after as many runs as are allowed."""
+    calls = [joblib.delayed(failing)(COUNT // 2, runs)]
+    with (
+        short_calls(monkeypatch, max_attempts=2, on_error="retry") as parallel,
+        pytest.raises(LookupError, match="is half of it"),
+    ):
+        parallel(calls)
+    assert count(runs) == 2
 
 
 def large(number: int, folder: Path) -> bytes:

@@ -7,6 +7,7 @@ value is loaded here, in the parent: its arguments are never shipped to a worker
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -27,6 +28,10 @@ logger = logging.getLogger("run_once")
 MIN_WAIT_S: Final = 0.1
 MAX_WAIT_S: Final = 2.0
 """Length of one long poll for keys in flight elsewhere; keys added meanwhile join the next."""
+
+
+PATIENCE_S: Final = 5.0
+"""After waiting so long, say once for whom."""
 
 
 class Busy(NamedTuple):
@@ -56,6 +61,8 @@ class Lookups:
         self._session = session
         self._store = ResultStore(session.client, secret=secret)
         self._skips = in_flight == "skip"
+        self._waits_since_s: float | None = None
+        self._has_told = False
         self._options = options
 
     def find(self, keys: Sequence[bytes], *, max_claims: int = 0) -> dict[bytes, Found]:
@@ -110,8 +117,30 @@ class Lookups:
         from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
 
         busy = (pb.KEY_STATE_BUSY, pb.KEY_STATE_BUSY_AHEAD)
+        now_s = time.monotonic()
+        if self._waits_since_s is None:
+            self._waits_since_s = now_s
+        elif now_s - self._waits_since_s >= PATIENCE_S and not self._has_told:
+            self._has_told = True
+            self._tell(keys)
         states = self._session.client.wait(keys, timeout_s=timeout_s)
-        return [key for key, state in zip(keys, states, strict=True) if state not in busy]
+        free = [key for key, state in zip(keys, states, strict=True) if state not in busy]
+        if free:
+            self._waits_since_s = None
+        return free
+
+    def _tell(self, keys: Sequence[bytes]) -> None:
+        """Say who is waited for: perhaps a process that was killed."""
+        (info,) = self._session.client.lookup(keys[:1], want_infos=True).infos
+        logger.warning(
+            "waiting for %s that other processes run (the first, %r, is held by %s); what a killed "
+            'process held is taken over when its lease runs out, in %.0f s here; in_flight="skip" '
+            "does not wait",
+            "a call" if len(keys) == 1 else f"{len(keys):,} calls",
+            readable(keys[0]),
+            info.owner or "somebody",
+            max(0.0, info.remaining_ns / 1e9),
+        )
 
     def _found(
         self, key: bytes, state: int, result: pb.Result | None, lease: Lease | None

@@ -14,7 +14,7 @@ import joblib
 import pytest
 
 import run_once
-from run_once import CallEvent, ExhaustedError, Failed, Planned, RunOnceWarning
+from run_once import CallEvent, ExhaustedError, Failed, Planned, RunOnceWarning, joblib_lookup
 from tests.other_client import Other, until
 from tests.servers import ServerProcess
 
@@ -182,6 +182,33 @@ def test_taking_over_is_told(runs: Path, server: ServerProcess) -> None:
     other.client.close()
     assert values == [0, 1, 2]
     assert Counter(event.what for event in events) == {"taken_over": 2, "computed": 1}
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_long_wait_is_told(
+    n_jobs: int,
+    runs: Path,
+    server: ServerProcess,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once, after some patience: how many calls, and who holds the first."""
+    monkeypatch.setattr(joblib_lookup, "PATIENCE_S", 0.0)
+    other = Other(server.address)
+    (planned,) = run(n_jobs, note, (0, runs), inner="threading", dry_run=True)
+    grants = other.claim(planned.key)
+
+    def settle() -> None:
+        until(lambda: "is held by other" in caplog.text)
+        other.settle(grants, "release")
+
+    thread = threading.Thread(target=settle)
+    thread.start()
+    assert run(n_jobs, note, (0, runs), inner="threading") == [0]
+    thread.join()
+    other.client.close()
+    assert caplog.text.count("waiting for a call") == 1
+    assert planned.key in caplog.text
 
 
 def test_a_callback_that_raises_is_dropped(runs: Path, caplog: pytest.LogCaptureFixture) -> None:

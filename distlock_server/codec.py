@@ -100,6 +100,8 @@ _DEADLINE_NS: Final = struct.Struct(">q")
 _LENGTH: Final = struct.Struct(">I")
 _CRC: Final = struct.Struct(">I")
 _SHA256_BYTES: Final = 32
+_STORAGES: Final = {int(storage): storage for storage in Storage}
+_KINDS: Final = {int(kind): kind for kind in Kind}
 
 
 class CodecError(Exception):
@@ -240,12 +242,16 @@ class _Reader:
 
     def unpack(self, layout: struct.Struct) -> tuple[int, ...]:
         """Take fixed fields."""
-        return layout.unpack(self.take(layout.size))
+        try:
+            fields = layout.unpack_from(self._body, self._at)
+        except struct.error:
+            raise CodecError(f"{layout.size} bytes at {self._at} reach over the end") from None
+        self._at += layout.size
+        return fields
 
     def block(self) -> bytes:
         """Take bytes that stand behind their length."""
-        (size,) = self.unpack(_LENGTH)
-        return self.take(size)
+        return self.take(self.unpack(_LENGTH)[0])
 
     def text(self) -> str:
         """Take UTF-8 that stands behind its length."""
@@ -272,10 +278,10 @@ def _own_kind(raw: bytes) -> Kind:
         raise CodecError(f"{len(raw)} bytes are too few")
     if raw[0] != _VERSION_BYTE:
         raise CodecError(f"first byte {raw[0]:#04x} is no record format known here")
-    try:
-        return Kind(raw[1] & _KIND_MASK)
-    except ValueError as error:
-        raise CodecError(f"kind {raw[1] & _KIND_MASK} is unknown") from error
+    kind = _KINDS.get(raw[1] & _KIND_MASK)
+    if kind is None:
+        raise CodecError(f"kind {raw[1] & _KIND_MASK} is unknown")
+    return kind
 
 
 def _head(kind: Kind, flags: int, record: Held | Failed | Done) -> bytes:
@@ -391,9 +397,8 @@ def _decode_result(reader: _Reader) -> Result:
     storage, size_bytes, sha256_bytes = reader.unpack(_RESULT_HEAD)
     if sha256_bytes not in (0, _SHA256_BYTES):
         raise CodecError(f"a SHA-256 of {sha256_bytes} bytes")
-    try:
-        kind = Storage(storage)
-    except ValueError as error:
-        raise CodecError(f"storage {storage} is unknown") from error
+    kind = _STORAGES.get(storage)
+    if kind is None:
+        raise CodecError(f"storage {storage} is unknown")
     sha256 = reader.take(sha256_bytes)
     return Result(kind, reader.block(), size_bytes, sha256)

@@ -14,6 +14,7 @@ from joblib.parallel import get_active_backend
 from run_once.call_keys import CallKeyer
 from run_once.joblib_options import BackendOptions, make_options, resolve
 from run_once.keys import stored_key
+from run_once.results import discard
 from run_once.task import Session
 
 
@@ -59,9 +60,12 @@ def forget(func: Any, /, *args: Any, **kwargs: Any) -> bool:
 
     session, key = _find(func, args, kwargs)
     revision = session.client.server_info().revision
-    is_known = session.client.lookup([key]).states[0] != pb.KEY_STATE_ABSENT
-    session.client.reset([key], revision)
-    return is_known
+    before = session.client.lookup([key], want_results=True)
+    states = session.client.reset([key], revision)
+    result = before.results.get(key)
+    if result is not None and states[0] == pb.KEY_STATE_RESET:
+        discard(key, result.token, result)
+    return before.states[0] != pb.KEY_STATE_ABSENT
 
 
 def explain_key(func: Any, /, *args: Any, **kwargs: Any) -> str:

@@ -36,6 +36,7 @@ from run_once.answers import (
     to_ns,
     with_lost,
 )
+from run_once.buffers import Parts
 from run_once.channel import FORKED, Transport
 from run_once.clock import Clock, SystemClock
 from run_once.errors import ServerError
@@ -272,11 +273,13 @@ class LockClient:
             states += reply.states
         return bytes(states)
 
-    def upload_result(self, grant: Grant, data: bytes, sha256: bytes | None = None) -> pb.Result:
+    def upload_result(
+        self, grant: Grant, data: bytes | Parts, sha256: bytes | None = None
+    ) -> pb.Result:
         """Send a large value before the settlement that names it; see `run_once.transfers`."""
         return upload_result(self._caller, grant, data, self.limits(), sha256)
 
-    def download_result(self, key: bytes, token: int, size_bytes: int) -> bytes:
+    def download_result(self, key: bytes, token: int, size_bytes: int) -> memoryview:
         """Fetch a large value of a done key; see `run_once.transfers`."""
         return download_result(self._caller, key, token, size_bytes)
 

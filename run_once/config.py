@@ -51,6 +51,7 @@ class Config:
         on_error: Backend: "raise" a call's error, "return" a `Failed` in its place, or "retry" it.
         duplicates: Backend: "number" equal calls of one `Parallel`, or compute them "once".
         inner: Backend: name of the joblib backend that does the work.
+        results: Backend: where large values go, a folder or a URL; None: to the server.
         max_attempts: Do not try a key more often; 0: no limit.
         progress: Show progress.
         idle_exit_s: This machine's own server ends after so long without a request.
@@ -69,6 +70,7 @@ class Config:
     on_error: str = "raise"
     duplicates: str = "number"
     inner: str = "loky"
+    results: str | None = None
     max_attempts: int = 0
     progress: bool = False
     idle_exit_s: float = 3600.0

@@ -59,7 +59,7 @@ class Lookups:
     ) -> None:
         """Ask through a session; values are signed with `secret`."""
         self._session = session
-        self._store = ResultStore(session.client, secret=secret)
+        self._store = ResultStore(session.client, secret=secret, results=options.config.results)
         self._skips = in_flight == "skip"
         self._waits_since_s: float | None = None
         self._has_told = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal
@@ -13,6 +14,7 @@ from run_once.config import Config, load_config
 from run_once.errors import ConfigError
 from run_once.joblib_failures import ON_ERROR_CHOICES
 from run_once.joblib_report import CallEvent
+from run_once.result_places import check_place
 
 IN_FLIGHT_CHOICES: Final = ("wait", "skip")
 DUPLICATES_CHOICES: Final = ("number", "once")
@@ -36,6 +38,8 @@ class BackendOptions:
         dry_run: Run nothing: a `Planned` in each place says what would become of the call.
         callback: Told of each call as it ends (`CallEvent`), in the thread in which it does.
         progress: Show progress; not given: configured.
+        results: Where values go that are too large for the lock table: a folder, or a URL of
+            fsspec's such as "s3://bucket/prefix"; None: configured, else to the server.
         address: The lock server; None: as `run_once.config` finds it.
         namespace: Prefix that keeps one project's keys apart from another's; None: configured.
         version: Integer that is part of every key: raise it to compute everything again.
@@ -54,6 +58,7 @@ class BackendOptions:
     dry_run: bool = False
     callback: Callable[[CallEvent], object] | None = None
     progress: bool = False
+    results: str | os.PathLike[str] | None = None
     address: str | None = None
     namespace: str | None = None
     version: int = 0
@@ -79,6 +84,9 @@ class BackendOptions:
             if getattr(self, name) not in choices:
                 shown = ", ".join(map(str, choices))
                 raise ConfigError(f"{name}={getattr(self, name)!r}: choose one of {shown}")
+        if self.results is not None and not isinstance(self.results, (str, os.PathLike)):
+            msg = f"results={self.results!r}: give a folder or a URL"
+            raise ConfigError(msg)
         if isinstance(self.inner, str) and not _is_known_backend(self.inner):
             known = ", ".join(sorted(set(BACKENDS) - {"run_once"}))
             msg = f"inner={self.inner!r} is no joblib backend; known here: {known}"
@@ -163,6 +171,8 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 def resolve(options: BackendOptions) -> Config:
     """Read the configuration, and find or start the server, so that workers all use that one.
 
+    The place of large values is tried: where it cannot be used, nothing is to be computed first.
+
     Raises:
         ConfigError: It cannot be.
     """
@@ -173,7 +183,11 @@ def resolve(options: BackendOptions) -> Config:
             ("namespace", options.namespace),
             ("lease_s", options.lease_s),
             ("progress", options.progress),
+            ("results", options.results),
         )
         if value is not None
     }
-    return load_config(**overrides).resolved()
+    config = load_config(**overrides)
+    if config.results is not None and not options.dry_run:
+        check_place(config.results)
+    return config.resolved()

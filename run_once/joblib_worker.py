@@ -125,7 +125,9 @@ class RemoteCall(_WrappedCall):
         options = self.options
         try:
             session = Session.get(options.config)
-            store = ResultStore(session.client, secret=options.secret)
+            store = ResultStore(
+                session.client, secret=options.secret, results=options.config.results
+            )
             outcome = run_task(
                 session,
                 self.key,
@@ -191,6 +193,7 @@ class ClaimedCall(_WrappedCall):
             lambda: Session.get(options.config).client,  # only a large value needs the server
             secret=options.secret,
             max_inline_bytes=options.max_inline_bytes,
+            results=options.config.results,
         )
         return store.store(grant, *ran)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import configparser
 import math
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 from run_once.errors import ConfigError
 from run_once.keys import NAMESPACE_END, NAMESPACE_START
@@ -19,6 +21,7 @@ MAX_OWNER_BYTES: Final = 200
 _MAX_PORT: Final = 65535
 _MIN_LEASE_S: Final = 0.01
 _MAX_DURATION_S: Final = 365 * 86_400.0
+_MAX_PLACE_CHARS: Final = 1000  # an object's URL, each character as 3 bytes, fits into its 4,096
 
 
 class BadValueError(Exception):
@@ -161,6 +164,18 @@ def _path(value: Any) -> str:
     return str(Path(value).expanduser().absolute())
 
 
+def _results(value: Any) -> str:
+    """Check a place for values; bring a folder and its file:// URL into one form."""
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
+    if not isinstance(text, str) or not text.strip():
+        raise BadValueError("a folder or a URL is expected")
+    if len(text) > _MAX_PLACE_CHARS:
+        raise BadValueError(f"at most {_MAX_PLACE_CHARS} characters are allowed")
+    if text.startswith("file://"):
+        text = unquote(urlsplit(text).path)
+    return text.rstrip("/") if "://" in text else _path(text)
+
+
 CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "address": _address,
     "namespace": _namespace,
@@ -172,6 +187,7 @@ CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "on_error": _one_of("raise", "return", "retry"),
     "duplicates": _one_of("number", "once"),
     "inner": _text,
+    "results": _results,
     "max_attempts": _count,
     "progress": _flag,
     "idle_exit_s": _duration(1),

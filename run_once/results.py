@@ -1,169 +1,60 @@
-"""Values on their way to the server and back: pickled, compressed where it pays, signed.
+"""Values of done keys: where they are kept, and how they are got back.
 
-A stored value is a frame: a fixed header, then the body. Its parts answer three different
-questions, in this order, before anything is unpickled:
-
-- Is it whole? A CRC of the header and the body's SHA-256. If not, the value is lost
-  (`ResultDamagedError`), and the key may be made not done.
-- Does it belong to this key and this completion? Both are named in the header.
-- Was it written by someone who has our secret? HMAC-SHA256 over stored key, token, header and
-  the body's SHA-256. If not, that is an error (`SignatureError`) and never a reason to compute
-  again.
+Small ones are kept in the lock table's record; others with the server, or at the place that the
+option `results` names. `result_frames` has what is stored, `result_places` the places.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import pickle
-import struct
-import zlib
+import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import cloudpickle
-
-from run_once.errors import ResultDamagedError, ResultError, ResultMissingError, SignatureError
-from run_once.secret import Secret, how_to_share, load_secret
+from run_once.buffers import Parts, sha256
+from run_once.errors import (
+    ResultDamagedError,
+    ResultError,
+    ResultMissingError,
+)
+from run_once.result_frames import HEADER_BYTES, Loaded, dump, load
+from run_once.result_places import (
+    WrongSizeError,
+    is_object_name,
+    object_name,
+    open_place,
+    opened_places,
+)
+from run_once.secret import Secret, load_secret
 
 if TYPE_CHECKING:
     from distlock_proto import lock_table_pb2 as pb
     from run_once.client import Grant, LockClient
     from run_once.lease import Lease
 
-MAGIC: Final = b"run1"
-FRAME_VERSION: Final = 1
-CODEC_RAW: Final = 0
-CODEC_ZLIB: Final = 1
+__all__ = [
+    "HEADER_BYTES",
+    "Loaded",
+    "ResultStore",
+    "discard",
+    "dump",
+    "is_inline",
+    "load",
+]
 
-PICKLE_PROTOCOL: Final = 5
-
-MIN_COMPRESSED_BYTES: Final = 4096
-"""Shorter bodies are stored as they are."""
-
-MAX_COMPRESSED_RATIO: Final = 0.9
-"""Compression must save at least a tenth."""
-
-# magic, frame version, codec, two zero bytes, token, fingerprint of the key, fingerprint of the
-# secret, length of the pickle, seconds that the call ran, SHA-256 of the body
-_HEAD: Final = struct.Struct(">4sBBHQ8s4sQd32s")
-_MAC_BYTES: Final = 32
-_CRC: Final = struct.Struct(">I")
-HEADER_BYTES: Final = _HEAD.size + _MAC_BYTES + _CRC.size
-"""What signing adds to a value, in bytes."""
-
-_SAMPLE_BYTES: Final = 64 << 10
-
-
-class _Head(NamedTuple):
-    magic: bytes
-    version: int
-    codec: int
-    reserved: int
-    token: int
-    key_id: bytes
-    secret_id: bytes
-    size_bytes: int
-    run_s: float
-    body_sha256: bytes
-
-
-class Loaded(NamedTuple):
-    """A stored value.
-
-    Attributes:
-        value: The value.
-        run_s: For how many seconds the call ran that made it; 0: not known.
-    """
-
-    value: Any
-    run_s: float
-
-
-def dump(value: Any, *, key: bytes, token: int, secret: bytes, run_s: float = 0.0) -> bytes:
-    """Turn a value into the bytes that are stored.
-
-    Args:
-        value: Anything that cloudpickle takes.
-        key: The stored key it is the value of.
-        token: The fencing token of the completion.
-        secret: What it is signed with.
-        run_s: For how many seconds the call ran; 0: not known.
-
-    Returns:
-        The frame, `HEADER_BYTES` longer than the pickle unless that compresses well.
-
-    Raises:
-        ResultError: The value cannot be pickled.
-    """
-    try:
-        pickled = cloudpickle.dumps(value, protocol=PICKLE_PROTOCOL)
-    except Exception as error:
-        kind = type(value)
-        raise ResultError(
-            f"the value of key {_shown(key)}, a {kind.__module__}.{kind.__qualname__}, cannot be "
-            f"stored ({type(error).__name__}: {error}), so the key is not done: return something "
-            "that can be pickled"
-        ) from error
-    codec, body = _compressed(pickled)
-    digest = hashlib.sha256(body).digest()
-    head = _HEAD.pack(
-        MAGIC,
-        FRAME_VERSION,
-        codec,
-        0,
-        token,
-        _key_id(key),
-        _secret_id(secret),
-        len(pickled),
-        run_s,
-        digest,
-    )
-    mac = _sign(head, key, token, secret)
-    return b"".join((head, mac, _CRC.pack(zlib.crc32(head + mac)), body))
-
-
-def load(data: bytes | memoryview, *, key: bytes, token: int, secret: bytes) -> Loaded:
-    """Check stored bytes and turn them back into the value.
-
-    Args:
-        data: What `dump` returned, perhaps on another machine.
-        key: The stored key whose value is wanted.
-        token: The token of its completion.
-        secret: This user's secret.
-
-    Returns:
-        The value, and how long the call ran.
-
-    Raises:
-        ResultDamagedError: The bytes are not whole: the value is lost.
-        SignatureError: They are whole, but not signed for this key and token with this secret.
-        ResultError: They are genuine, but cannot be loaded in this environment.
-    """
-    view = memoryview(data)
-    head, mac, body = _split(view, key)
-    _check_signature(head, bytes(view[: _HEAD.size]), mac, key=key, token=token, secret=secret)
-    pickled = _decompressed(head, body, key)
-    try:
-        return Loaded(pickle.loads(pickled), head.run_s)  # noqa: S301 - signed with this user's secret
-    except Exception as error:
-        raise ResultError(
-            f"the value of key {_shown(key)} is genuine but cannot be loaded here "
-            f"({type(error).__name__}: {error}): install the modules and versions that it was "
-            "made with"
-        ) from error
+logger = logging.getLogger(__name__)
 
 
 class ResultStore:
     """Stores values of completed keys and gets them back.
 
-    Small values travel inside the settlement and the reply; others are uploaded before the key is
-    completed.
+    Small values travel inside the settlement and the reply; others are written or uploaded before
+    the key is completed.
 
     Args:
         client: The typed client of the server, or what gives it when it is needed.
         secret: What values are signed with; None: `load_secret`, on first use.
         max_inline_bytes: Larger frames are uploaded; 0: as the server says.
+        results: Where larger frames go instead, as the configuration has it; None: to the server.
     """
 
     def __init__(
@@ -172,10 +63,12 @@ class ResultStore:
         *,
         secret: Secret | None = None,
         max_inline_bytes: int = 0,
+        results: str | None = None,
     ) -> None:
         self._given_client = client
         self._own_secret = secret
         self._max_inline_bytes = max_inline_bytes
+        self._results = results
 
     @property
     def _client(self) -> LockClient:
@@ -191,7 +84,7 @@ class ResultStore:
             run_s: For how many seconds the call ran; 0: not known.
 
         Returns:
-            The result to complete the key with; large values are with the server already.
+            The result to complete the key with; large values are where it says already.
 
         Raises:
             ResultError: The value cannot be stored, so the key must not be completed.
@@ -201,13 +94,15 @@ class ResultStore:
         holder: Any = lease
         grant: Grant = getattr(holder, "grant", holder)
         data = dump(value, key=grant.key, token=grant.token, secret=self._secret(), run_s=run_s)
-        digest = hashlib.sha256(data).digest()
         limit_bytes = self._max_inline_bytes or self._client.limits().max_inline_result_bytes
-        if len(data) > limit_bytes:
-            return self._client.upload_result(grant, data, digest)
-        return pb.Result(
-            storage=pb.Result.STORAGE_INLINE, payload=data, size_bytes=len(data), sha256=digest
-        )
+        if len(data) <= limit_bytes:
+            return pb.Result(
+                storage=pb.Result.STORAGE_INLINE, payload=bytes(data), size_bytes=len(data)
+            )
+        if self._results is None:
+            return self._client.upload_result(grant, data, sha256(data))
+        url = self._write(self._results, grant, data)
+        return pb.Result(storage=pb.Result.STORAGE_URL, payload=url.encode(), size_bytes=len(data))
 
     def load(self, key: bytes, token: int, result: pb.Result) -> Loaded:
         """Return the value of a done key.
@@ -224,26 +119,102 @@ class ResultStore:
             ResultMissingError: The key is done without a value, or its value is gone.
             ResultDamagedError: The value is damaged.
             SignatureError: The value was signed with another secret.
-            ResultError: The value cannot be loaded here.
+            ResultError: The value cannot be loaded here, or is at a place that is not configured.
         """
         from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
 
         if result.storage == pb.Result.STORAGE_NONE:
             raise ResultMissingError(f"key {_shown(key)} is done, but no value was stored with it")
         if result.storage == pb.Result.STORAGE_URL:
-            raise ResultError(
-                f"the value of key {_shown(key)} is at a URL, which this version cannot load"
-            )
+            return self._load_from_place(key, token, result)
+        data: bytes | memoryview
         if result.storage == pb.Result.STORAGE_INLINE and result.payload:
             data = result.payload
         else:
             data = self._client.download_result(key, token, result.size_bytes)
         return load(data, key=key, token=token, secret=self._secret())
 
+    def _write(self, results: str, grant: Grant, data: bytes | Parts) -> str:
+        """Write a value to the place; give its URL."""
+        place = open_place(results)
+        name = object_name(grant.key, grant.token, grant.claim_id)
+        try:
+            place.write(name, data)
+        except Exception as error:
+            raise ResultError(
+                f"the value of key {_shown(grant.key)} cannot be written to {place.url(name)}, so "
+                f"the key is not done ({type(error).__name__}: {error}): see to it, or change "
+                "results="
+            ) from error
+        return place.url(name)
+
+    def _load_from_place(self, key: bytes, token: int, result: pb.Result) -> Loaded:
+        """Load a value from the configured place, and from no other that a server may name."""
+        url = result.payload.decode("utf-8", "replace") or self._ask_where(key, token)
+        parent, _, name = url.rpartition("/")
+        value = f"the value of key {_shown(key)} is at {url}"
+        how = f"set results= (or RUN_ONCE_RESULTS) to {parent}"
+        if not is_object_name(name, key, token):
+            raise ResultError(f"{value}, which is no name of ours: reset the key")
+        if self._results is None:
+            raise ResultError(f"{value}, and results= is not configured here: {how}")
+        place = open_place(self._results)
+        is_same = place.url(name) == url
+        try:
+            data = place.read(name, result.size_bytes)
+        except FileNotFoundError:
+            if is_same:
+                raise ResultMissingError(f"{value}, and there it is missing") from None
+            raise ResultError(f"{value}, and not at {place.url(name)}: {how}") from None
+        except WrongSizeError as error:
+            raise _damaged(value, place.url(name), how, error, is_same=is_same) from None
+        except Exception as error:
+            raise ResultError(
+                f"{value} and cannot be read from {place.url(name)} "
+                f"({type(error).__name__}: {error}): see to it, then try again"
+            ) from error
+        try:
+            return load(data, key=key, token=token, secret=self._secret())
+        except ResultDamagedError as error:
+            raise _damaged(value, place.url(name), how, error, is_same=is_same) from None
+
+    def _ask_where(self, key: bytes, token: int) -> str:
+        """Ask for the URL that a reply had no room for."""
+        result = self._client.lookup([key], want_results=True).results.get(key)
+        if result is None or result.token != token or not result.payload:
+            raise ResultMissingError(f"the value of key {_shown(key)} was replaced meanwhile")
+        return result.payload.decode("utf-8", "replace")
+
     def _secret(self) -> Secret:
         if self._own_secret is None:
             self._own_secret = load_secret()
         return self._own_secret
+
+
+def discard(key: bytes, token: int, result: pb.Result | None) -> None:
+    """Delete a value that no done key names, if it is at a place of this process.
+
+    Args:
+        key: The key as stored.
+        token: The token under which it was stored.
+        result: The result that `ResultStore.store` made.
+    """
+    from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
+
+    if result is None or result.storage != pb.Result.STORAGE_URL:
+        return
+    url = result.payload.decode("utf-8", "replace")
+    name = url.rpartition("/")[2]
+    if not is_object_name(name, key, token):
+        return
+    for place in opened_places():
+        if place.url(name) == url:
+            try:
+                place.delete(name)
+            except FileNotFoundError:
+                pass
+            except Exception as error:  # noqa: BLE001 (nothing rests on it)
+                logger.warning("cannot delete %s, which nothing needs: %s", url, error)
 
 
 def is_inline(result: pb.Result | None) -> bool:
@@ -253,91 +224,13 @@ def is_inline(result: pb.Result | None) -> bool:
     return result is not None and result.storage == pb.Result.STORAGE_INLINE
 
 
-def _split(view: memoryview, key: bytes) -> tuple[_Head, bytes, memoryview]:
-    """Take a frame apart, and check that it is whole."""
-    if len(view) < HEADER_BYTES or bytes(view[:4]) != MAGIC:
-        raise ResultDamagedError(f"the value of key {_shown(key)} is cut off or is none of ours")
-    end = _HEAD.size + _MAC_BYTES
-    (crc,) = _CRC.unpack(view[end:HEADER_BYTES])
-    head = _Head(*_HEAD.unpack(view[: _HEAD.size]))
-    if crc != zlib.crc32(view[:end]):
-        raise ResultDamagedError(f"the header of the value of key {_shown(key)} is damaged")
-    if head.version != FRAME_VERSION:
-        raise ResultError(
-            f"the value of key {_shown(key)} has format {head.version}, and this version of "
-            f"run-once reads format {FRAME_VERSION}: upgrade it"
-        )
-    body = view[HEADER_BYTES:]
-    if not hmac.compare_digest(hashlib.sha256(body).digest(), head.body_sha256):
-        raise ResultDamagedError(f"the value of key {_shown(key)} fails its checksum")
-    return head, bytes(view[_HEAD.size : end]), body
-
-
-def _check_signature(
-    head: _Head, packed: bytes, mac: bytes, *, key: bytes, token: int, secret: bytes
-) -> None:
-    if hmac.compare_digest(_sign(packed, key, token, secret), mac):
-        return
-    if head.key_id != _key_id(key):
-        text = "belongs to another key: someone moved it there. Reset the key to compute it again"
-    elif head.token != token:
-        text = (
-            f"belongs to the completion with token {head.token}, not {token}: someone moved it "
-            "there. Reset the key to compute it again"
-        )
-    elif head.secret_id != _secret_id(secret):
-        text = (
-            "was signed with another secret, so it is not loaded. If it is from another machine "
-            f"of yours, share the secret: {how_to_share()}"
-        )
-    else:
-        text = (
-            "has a bad signature though it names this secret: it was changed on the way or on the "
-            "server. Reset the key to compute it again"
-        )
-    raise SignatureError(f"the value of key {_shown(key)} {text}")
-
-
-def _sign(head: bytes, key: bytes, token: int, secret: bytes) -> bytes:
-    # The body is in it by its SHA-256, which the head holds.
-    message = b"run-once result\0%d:%b%d:%b" % (len(key), key, token, head)
-    return hmac.digest(secret, message, "sha256")
-
-
-def _key_id(key: bytes) -> bytes:
-    return hashlib.sha256(b"run-once key\0" + key).digest()[:8]
-
-
-def _secret_id(secret: bytes) -> bytes:
-    # 32 bits tell two secrets apart for the error's sake, and say nothing else of them.
-    return hmac.digest(secret, b"run-once secret id", "sha256")[:4]
-
-
-def _compressed(pickled: bytes) -> tuple[int, bytes]:
-    """Compress where it pays; a sample from the middle keeps noise from being tried whole."""
-    if len(pickled) <= MIN_COMPRESSED_BYTES:
-        return CODEC_RAW, pickled
-    middle = len(pickled) // 2
-    sample = pickled[max(0, middle - _SAMPLE_BYTES // 2) : middle + _SAMPLE_BYTES // 2]
-    if not _pays(sample, zlib.compress(sample, 1)):
-        return CODEC_RAW, pickled
-    body = zlib.compress(pickled, 1)
-    return (CODEC_ZLIB, body) if _pays(pickled, body) else (CODEC_RAW, pickled)
-
-
-def _pays(before: bytes, after: bytes) -> bool:
-    return len(after) <= len(before) * MAX_COMPRESSED_RATIO
-
-
-def _decompressed(head: _Head, body: memoryview, key: bytes) -> bytes | memoryview:
-    if head.codec == CODEC_RAW:
-        return body
-    if head.codec != CODEC_ZLIB:
-        raise ResultError(
-            f"the value of key {_shown(key)} is packed by method {head.codec}, which this version "
-            "of run-once does not know: upgrade it"
-        )
-    return zlib.decompress(body, bufsize=max(head.size_bytes, 1))
+def _damaged(value: str, url: str, how: str, error: Exception, *, is_same: bool) -> ResultError:
+    """Make the error of an object that is not whole; only the original's damage is a loss."""
+    if is_same:
+        return ResultDamagedError(f"{value}, and damaged: {error}")
+    return ResultError(
+        f"{value}, and what is at {url} is damaged: {error}. If that is a copy, mend it, or {how}"
+    )
 
 
 def _shown(key: bytes) -> str:

@@ -208,6 +208,9 @@ def settle_ran(
         lease, ran = tasks[0]
         refused = _not_stored(lease.key, ran, problem)
         return settle_ran(session, [(lease, refused)], timeout_s=timeout_s)
+    for (lease, ran), answer in zip(tasks, answers, strict=True):
+        if answer.is_lost and ran.result is not None:
+            _discard(lease, ran.result)
     return [
         _outcome(lease, ran, answer) for (lease, ran), answer in zip(tasks, answers, strict=True)
     ]
@@ -217,6 +220,13 @@ def error_text(error: BaseException) -> str:
     """Give the text that is kept with a failed key: the traceback, its end if it is long."""
     lines = traceback.format_exception(type(error), error, error.__traceback__)
     return "".join(lines).strip()[-_MAX_ERROR_CHARS:]
+
+
+def _discard(lease: Lease, result: pb.Result) -> None:
+    """Delete a value that was stored and will not be named by any key."""
+    from run_once.results import discard  # noqa: PLC0415 (only the joblib backend stores values)
+
+    discard(lease.key, lease.token, result)
 
 
 def _ending(lease: Lease, ran: Ran[T]) -> Ending:

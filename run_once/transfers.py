@@ -6,11 +6,12 @@ beginning (restarted, or the bytes were damaged on the way) is sent the value an
 
 from __future__ import annotations
 
-import hashlib
 from typing import Final
 
 from distlock_proto import lock_table_pb2 as pb
 from run_once.answers import Grant, check, name_holder
+from run_once.buffers import Parts, aligned_buffer
+from run_once.buffers import sha256 as sha256_of
 from run_once.errors import (
     LeaseLostError,
     ResultDamagedError,
@@ -27,7 +28,7 @@ _SEND_ANEW: Final = frozenset({"ABORTED", "NOT_FOUND"})
 def upload_result(
     caller: Caller,
     grant: Grant,
-    data: bytes,
+    data: bytes | Parts,
     limits: pb.GetServerInfoReply,
     sha256: bytes | None = None,
 ) -> pb.Result:
@@ -52,7 +53,7 @@ def upload_result(
             f"the value of key {grant.key!r} has {len(data)} bytes; the server takes "
             f"{limits.max_result_bytes} at most: write it to a file of its own and return its name"
         )
-    sha256 = sha256 or hashlib.sha256(data).digest()
+    sha256 = sha256 or sha256_of(data)
     for start in range(_MAX_STARTS):
         try:
             _send_chunks(caller, grant, data, sha256, limits.max_chunk_bytes)
@@ -68,7 +69,7 @@ def upload_result(
 
 
 def _send_chunks(
-    caller: Caller, grant: Grant, data: bytes, sha256: bytes, chunk_bytes: int
+    caller: Caller, grant: Grant, data: bytes | Parts, sha256: bytes, chunk_bytes: int
 ) -> None:
     """Send a value from its start to its end."""
     start = 0
@@ -87,7 +88,7 @@ def _send_chunks(
         start = reply.received_bytes
 
 
-def download_result(caller: Caller, key: bytes, token: int, size_bytes: int) -> bytes:
+def download_result(caller: Caller, key: bytes, token: int, size_bytes: int) -> memoryview:
     """Fetch a large value from the server.
 
     Args:
@@ -96,12 +97,16 @@ def download_result(caller: Caller, key: bytes, token: int, size_bytes: int) -> 
         token: The token of its completion.
         size_bytes: Length of the value.
 
+    Returns:
+        The value, in memory of its own that may be written to.
+
     Raises:
         ResultMissingError: The server does not have it, or not whole.
     """
-    data = bytearray()
-    while len(data) < size_bytes:
-        request = pb.DownloadResultRequest(key=key, token=token, offset_bytes=len(data))
+    data = memoryview(b"")
+    start = 0
+    while start < size_bytes:
+        request = pb.DownloadResultRequest(key=key, token=token, offset_bytes=start)
         try:
             reply, _ = caller.call("DownloadResult", request, pb.DownloadResultReply)
         except ServerError as error:
@@ -111,10 +116,14 @@ def download_result(caller: Caller, key: bytes, token: int, size_bytes: int) -> 
             if error.code == "DATA_LOSS":
                 raise ResultDamagedError(f"{shown} is damaged on the server: {error}") from None
             raise
-        if not reply.chunk or reply.size_bytes != size_bytes:
+        end = start + len(reply.chunk)
+        if not reply.chunk or reply.size_bytes != size_bytes or end > size_bytes:
             raise ResultDamagedError(
                 f"the value of key {key!r} (token {token}) has {reply.size_bytes} bytes on "
                 f"the server, not {size_bytes}"
             )
-        data += reply.chunk
-    return bytes(data)
+        if not data:
+            data = aligned_buffer(size_bytes)
+        data[start:end] = reply.chunk
+        start = end
+    return data

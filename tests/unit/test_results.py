@@ -1,24 +1,16 @@
-"""Stored values: signed, checked before they are unpickled, and each fault told apart."""
+"""The store: which values go where, and what is said where one cannot be had."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import pickle
-import subprocess
-import sys
-import threading
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
 
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from distlock_proto import lock_table_pb2 as pb
-from run_once import results
+from run_once.answers import LookupAnswer
+from run_once.buffers import Parts
 from run_once.client import Grant
 from run_once.errors import (
     ResultDamagedError,
@@ -27,191 +19,11 @@ from run_once.errors import (
     RunOnceError,
     SignatureError,
 )
-from run_once.results import HEADER_BYTES, ResultStore, dump, load
+from run_once.result_places import object_name
+from run_once.results import ResultStore, discard
 from run_once.secret import Secret
 
 KEY, TOKEN, SECRET = b"module.f/12ab", 7, Secret(b"s" * 32)
-
-
-def packed(value: Any = "value", **changes: Any) -> bytes:
-    """A stored value; keywords change key, token or secret."""
-    return dump(value, **{"key": KEY, "token": TOKEN, "secret": SECRET, **changes})
-
-
-def unpacked(data: bytes, **changes: Any) -> Any:
-    """What `data` holds for the key, token and secret of these tests, or changed ones."""
-    return load(data, **{"key": KEY, "token": TOKEN, "secret": SECRET, **changes}).value
-
-
-class Trap:
-    """Says so if it is unpickled."""
-
-    sprung = False
-
-    def __reduce__(self) -> Any:
-        return Trap.spring, ()
-
-    @staticmethod
-    def spring() -> None:
-        """Be what unpickling calls."""
-        Trap.sprung = True
-
-
-@pytest.fixture(autouse=True)
-def _untouched() -> Iterator[None]:
-    Trap.sprung = False
-    yield
-    assert not Trap.sprung, "something was unpickled before it was checked"
-
-
-@given(st.none() | st.text() | st.binary() | st.lists(st.floats(allow_nan=False)))
-def test_values_come_back(value: Any) -> None:
-    """What was stored is what is loaded."""
-    assert unpacked(packed(value)) == value
-
-
-def test_functions_made_here_come_back() -> None:
-    """Cloudpickle takes what pickle does not."""
-    n = 3
-    assert unpacked(packed(lambda x: x + n))(4) == 7
-
-
-@pytest.mark.parametrize("size", [0, 10, 4096, 5000, 200_000, 3_000_000])
-def test_what_compresses_well_is_compressed(size: int) -> None:
-    """Beyond 4 KiB, and if it saves a tenth; else bytes stay as they are."""
-    dull, noise = b"x" * size, os.urandom(size)
-    assert unpacked(packed(dull)) == dull
-    assert unpacked(packed(noise)) == noise
-    assert len(packed(noise)) <= size + HEADER_BYTES + 64
-    if size > 4096:
-        assert len(packed(dull)) < size // 10 + 500
-
-
-def test_noise_is_not_compressed_whole_to_find_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sample decides: zlib is slower than the network on what does not shrink."""
-    sizes: list[int] = []
-    real = zlib.compress
-
-    def compress(data: bytes, level: int) -> bytes:
-        sizes.append(len(data))
-        return real(data, level)
-
-    monkeypatch.setattr(zlib, "compress", compress)
-    packed(os.urandom(3_000_000))
-    assert sum(sizes) <= 64 << 10
-
-
-def test_every_flipped_bit_is_damage_and_nothing_is_unpickled() -> None:
-    """Damage is told from a foreign signature wherever it hits, header and signature included."""
-    data = packed(Trap())
-    for at in range(len(data)):
-        for bit in (1, 128):
-            bad = bytearray(data)
-            bad[at] ^= bit
-            with pytest.raises(ResultDamagedError):
-                unpacked(bytes(bad))
-
-
-def test_every_cut_is_damage() -> None:
-    """So is each length but the full one."""
-    data = packed(Trap())
-    for size in range(len(data)):
-        with pytest.raises(ResultDamagedError):
-            unpacked(data[:size])
-    with pytest.raises(ResultDamagedError):
-        unpacked(data + b"\0")
-
-
-def test_damage_counts_as_missing() -> None:
-    """Who makes keys not done again catches one error for both, and signatures not at all."""
-    assert issubclass(ResultDamagedError, ResultMissingError)
-    assert not issubclass(SignatureError, ResultMissingError)
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"secret": Secret(b"t" * 32)}, "signed with another secret"),
-        ({"key": b"other"}, "belongs to another key"),
-        ({"token": 8}, "belongs to the completion with token 7, not 8"),
-    ],
-)
-def test_foreign_values_are_refused_by_their_own_sentence(
-    changes: dict[str, Any], sentence: str
-) -> None:
-    """Another secret, key or token is an error, never loaded and never damage."""
-    with pytest.raises(SignatureError, match=sentence) as caught:
-        unpacked(packed(Trap()), **changes)
-    assert "sss" not in str(caught.value)
-
-
-def test_a_foreign_secret_says_how_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error ends with what to do."""
-    monkeypatch.setenv("RUN_ONCE_SECRET", "x" * 20)
-    with pytest.raises(SignatureError, match="set RUN_ONCE_SECRET to the same text everywhere"):
-        unpacked(packed(), secret=Secret(b"t" * 32))
-    monkeypatch.delenv("RUN_ONCE_SECRET")
-    monkeypatch.setenv("RUN_ONCE_CONFIG_DIR", "/somewhere")
-    with pytest.raises(SignatureError, match=r"/somewhere/secret: copy the file"):
-        unpacked(packed(), secret=Secret(b"t" * 32))
-
-
-def test_a_forged_body_with_a_right_checksum_is_refused() -> None:
-    """Whoever can write to the server can make checksums right, but no signature."""
-    data = packed("value")
-    body = pickle.dumps(Trap())
-    head = results._Head(*results._HEAD.unpack(data[: results._HEAD.size]))
-    digest = hashlib.sha256(body).digest()
-    forged = results._HEAD.pack(*head._replace(size_bytes=len(body), body_sha256=digest))
-    mac = data[results._HEAD.size : results._HEAD.size + 32]
-    crc = results._CRC.pack(zlib.crc32(forged + mac))
-    with pytest.raises(SignatureError, match="bad signature though it names this secret"):
-        unpacked(forged + mac + crc + body)
-
-
-def test_a_newer_format_says_so() -> None:
-    """It is neither damage nor forgery, and must not be computed again."""
-    data = packed()
-    head = results._Head(*results._HEAD.unpack(data[: results._HEAD.size]))
-    newer = results._HEAD.pack(*head._replace(version=2))
-    mac = data[results._HEAD.size : results._HEAD.size + 32]
-    crc = results._CRC.pack(zlib.crc32(newer + mac))
-    with pytest.raises(ResultError, match="upgrade") as caught:
-        unpacked(newer + mac + crc + data[HEADER_BYTES:])
-    assert not isinstance(caught.value, ResultMissingError)
-
-
-class Unpicklable:
-    """Fails when it is pickled."""
-
-    def __reduce__(self) -> NoReturn:
-        raise RuntimeError("not this one")
-
-
-@pytest.mark.parametrize("value", [threading.Lock(), (n for n in "a"), Unpicklable()])
-def test_a_value_that_cannot_be_pickled_says_that_its_key_is_not_done(value: Any) -> None:
-    """The error names key and type, and keeps the cause."""
-    with pytest.raises(ResultError, match=r"module\.f/12ab.*so the key is not done") as caught:
-        packed(value)
-    assert caught.value.__cause__ is not None
-
-
-class Unloadable:
-    """Fails when it is unpickled."""
-
-    def __reduce__(self) -> Any:
-        return _missing_module, ()
-
-
-def _missing_module() -> NoReturn:
-    raise ModuleNotFoundError("no module named 'gone'")
-
-
-def test_a_genuine_value_that_cannot_be_loaded_here_is_no_damage() -> None:
-    """A missing module is this machine's fault; the value is worth keeping."""
-    with pytest.raises(ResultError, match="genuine but cannot be loaded here") as caught:
-        unpacked(packed(Unloadable()))
-    assert not isinstance(caught.value, ResultMissingError)
 
 
 class FakeClient:
@@ -220,14 +32,17 @@ class FakeClient:
     def __init__(self, max_inline_bytes: int) -> None:
         self._limits = pb.GetServerInfoReply(max_inline_result_bytes=max_inline_bytes)
         self.uploads: dict[tuple[bytes, int], bytes] = {}
+        self.results: dict[bytes, pb.Result] = {}
 
     def limits(self) -> pb.GetServerInfoReply:
         """Give the server's limits."""
         return self._limits
 
-    def upload_result(self, grant: Grant, data: bytes, sha256: bytes | None = None) -> pb.Result:
+    def upload_result(
+        self, grant: Grant, data: bytes | Parts, sha256: bytes | None = None
+    ) -> pb.Result:
         """Keep a value."""
-        self.uploads[grant.key, grant.token] = data
+        self.uploads[grant.key, grant.token] = bytes(data)
         return pb.Result(
             storage=pb.Result.STORAGE_SERVER, size_bytes=len(data), sha256=sha256 or b""
         )
@@ -239,11 +54,21 @@ class FakeClient:
         except KeyError:
             raise ResultMissingError("gone") from None
 
+    def lookup(self, keys: list[bytes], *, want_results: bool) -> LookupAnswer:
+        """Give the results."""
+        assert want_results
+        return LookupAnswer(b"", [], {k: v for k, v in self.results.items() if k in keys}, 1)
 
-def _store(max_inline_bytes: int = 1000) -> tuple[ResultStore, FakeClient, Grant]:
+
+GRANT = Grant(key=KEY, claim_id=b"c" * 16, token=TOKEN, attempt=1, expires_ns=0)
+
+
+def _store(
+    max_inline_bytes: int = 1000, results: str | None = None
+) -> tuple[ResultStore, FakeClient, Grant]:
     client = FakeClient(max_inline_bytes)
-    grant = Grant(key=KEY, claim_id=b"c" * 16, token=TOKEN, attempt=1, expires_ns=0)
-    return ResultStore(client, secret=SECRET), client, grant  # type: ignore[arg-type]
+    store = ResultStore(client, secret=SECRET, results=results)  # type: ignore[arg-type]
+    return store, client, GRANT
 
 
 def test_small_values_travel_inside_the_messages() -> None:
@@ -288,14 +113,11 @@ def test_values_left_out_of_a_reply_are_fetched() -> None:
 
 
 def test_missing_values_say_so() -> None:
-    """Never stored, or gone: both make the key not done; a URL does not."""
+    """Never stored, or gone: both make the key not done."""
     store, _, _ = _store()
     for storage in (pb.Result.STORAGE_NONE, pb.Result.STORAGE_SERVER):
         with pytest.raises(ResultMissingError):
             store.load(KEY, TOKEN, pb.Result(storage=storage))
-    with pytest.raises(ResultError, match="URL") as caught:
-        store.load(KEY, TOKEN, pb.Result(storage=pb.Result.STORAGE_URL, payload=b"s3://a/b"))
-    assert not isinstance(caught.value, ResultMissingError)
 
 
 def test_the_secret_is_loaded_when_it_is_needed(
@@ -314,25 +136,163 @@ def test_the_secret_is_loaded_when_it_is_needed(
     assert (folder / "secret").read_text().strip() not in repr(vars(store))
 
 
-def test_frames_are_read_by_other_processes() -> None:
-    """The form does not depend on the process."""
-    script = (
-        "import sys; from run_once.results import load\n"
-        "data = bytes.fromhex(sys.stdin.read())\n"
-        f"print(load(data, key={KEY!r}, token={TOKEN}, secret=b's' * 32).value)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        check=True,
-        capture_output=True,
-        text=True,
-        input=packed({"a": [1, 2]}).hex(),
-        timeout=60,
-    )
-    assert done.stdout.strip() == "{'a': [1, 2]}"
-
-
 def test_all_errors_are_ours() -> None:
     """One tree of errors for whoever catches it."""
     assert issubclass(ResultDamagedError, RunOnceError)
     assert issubclass(SignatureError, ResultError)
+
+
+# ---------------------------------------------------------------- results=
+
+LARGE = os.urandom(5000)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Give a folder for values."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    return folder
+
+
+def test_large_values_go_to_the_place(place: Path) -> None:
+    """Small ones stay inline, and the server keeps nothing but the URL."""
+    store, client, grant = _store(results=str(place))
+    assert store.store(grant, "small").storage == pb.Result.STORAGE_INLINE
+    assert list(place.iterdir()) == []
+    result = store.store(grant, LARGE, 2.5)
+    (path,) = place.iterdir()
+    assert result == pb.Result(
+        storage=pb.Result.STORAGE_URL,
+        payload=path.as_uri().encode(),
+        size_bytes=path.stat().st_size,
+    )
+    assert store.load(KEY, TOKEN, result) == (LARGE, 2.5)
+    assert not client.uploads
+
+
+def test_arrays_from_a_place_may_be_written_to(place: Path) -> None:
+    """Each load is a copy of its own."""
+    store, _, grant = _store(results=str(place))
+    result = store.store(grant, np.arange(50_000))
+    first, second = (store.load(KEY, TOKEN, result).value for _ in range(2))
+    first[0] = 99
+    assert second[0] == 0
+
+
+def test_no_two_claims_write_the_same_name(place: Path) -> None:
+    """Neither two of one lock table nor two of different ones that share a place."""
+    store, _, grant = _store(results=str(place))
+    grants = [grant, grant._replace(token=8), grant._replace(claim_id=b"d" * 16)]
+    results = [store.store(each, LARGE) for each in grants]
+    assert len(list(place.iterdir())) == 3
+    discard(KEY, TOKEN, results[0])
+    discard(KEY, TOKEN, results[0])
+    assert len(list(place.iterdir())) == 2
+    assert store.load(KEY, 8, results[1]).value == LARGE
+    assert store.load(KEY, TOKEN, results[2]).value == LARGE
+
+
+def test_discarding_touches_nothing_else(place: Path, tmp_path: Path) -> None:
+    """Only an object of that key and token, and only in a place that was configured here."""
+    store, _, grant = _store(results=str(place))
+    store.store(grant, LARGE)
+    name = object_name(KEY, TOKEN, grant.claim_id)
+    elsewhere = tmp_path / name
+    elsewhere.write_text("mine")
+    (place / "notes").write_text("mine")
+    for url in (elsewhere.as_uri(), (place / "notes").as_uri(), (place / "x/.." / name).as_uri()):
+        discard(KEY, TOKEN, pb.Result(storage=pb.Result.STORAGE_URL, payload=url.encode()))
+    discard(
+        KEY, 8, pb.Result(storage=pb.Result.STORAGE_URL, payload=(place / name).as_uri().encode())
+    )
+    discard(KEY, TOKEN, pb.Result(storage=pb.Result.STORAGE_INLINE, payload=b"x"))
+    discard(KEY, TOKEN, None)
+    assert elsewhere.exists()
+    assert sorted(path.name for path in place.iterdir()) == sorted([name, "notes"])
+
+
+def test_objects_that_are_gone_or_damaged_make_the_key_not_done(place: Path) -> None:
+    """Missing, cut, longer, or with a flipped bit: each by its own error."""
+    store, _, grant = _store(results=str(place))
+    result = store.store(grant, LARGE)
+    (path,) = place.iterdir()
+    whole = path.read_bytes()
+    for bad in (whole[:-1], whole + b"x", b"", whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(bad)
+        with pytest.raises(ResultDamagedError, match=r"module\.f/12ab"):
+            store.load(KEY, TOKEN, result)
+    path.unlink()
+    with pytest.raises(ResultMissingError, match=str(path)) as caught:
+        store.load(KEY, TOKEN, result)
+    assert not isinstance(caught.value, ResultDamagedError)
+
+
+@pytest.mark.parametrize("other", [None, "other", "memory://other"])
+def test_a_place_that_is_not_configured_is_said(
+    other: str | None, place: Path, tmp_path: Path
+) -> None:
+    """The error says where the value is and what to set; the value is not lost."""
+    result = _store(results=str(place))[0].store(GRANT, LARGE)
+    (tmp_path / "other").mkdir()
+    configured = str(tmp_path / other) if other == "other" else other
+    store, _, _ = _store(results=configured)
+    with pytest.raises(ResultError, match=r"set results= \(or RUN_ONCE_RESULTS\) to ") as caught:
+        store.load(KEY, TOKEN, result)
+    assert not isinstance(caught.value, ResultMissingError)
+    assert str(caught.value).endswith(place.as_uri())
+    assert str(place / object_name(KEY, TOKEN, GRANT.claim_id)) in str(caught.value)
+
+
+def test_values_are_found_where_a_place_has_moved(place: Path, tmp_path: Path) -> None:
+    """The object's name counts: another machine may have mounted the folder elsewhere."""
+    result = _store(results=str(place))[0].store(GRANT, LARGE)
+    place.rename(tmp_path / "mounted")
+    assert _store(results=str(tmp_path / "mounted"))[0].load(KEY, TOKEN, result).value == LARGE
+    (path,) = (tmp_path / "mounted").iterdir()
+    path.write_bytes(b"damaged")
+    with pytest.raises(ResultError, match="If that is a copy") as caught:
+        _store(results=str(tmp_path / "mounted"))[0].load(KEY, TOKEN, result)
+    assert not isinstance(caught.value, ResultMissingError)
+
+
+def test_a_place_that_is_gone_as_a_whole_is_not_a_missing_value(place: Path) -> None:
+    """A disk that is not mounted must not make thousands of keys not done."""
+    store, _, grant = _store(results=str(place))
+    result = store.store(grant, LARGE)
+    place.rename(place.with_name("unmounted"))
+    with pytest.raises(ResultError, match="there is no folder") as caught:
+        store.load(KEY, TOKEN, result)
+    assert not isinstance(caught.value, ResultMissingError)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "x.result", object_name(b"other", TOKEN, b"c" * 16)]
+)
+def test_servers_cannot_name_other_objects(name: str, place: Path) -> None:
+    """What is read is the configured place's, under a name of that very key."""
+    (place / "x.result").write_bytes(b"x")
+    store, _, _ = _store(results=str(place))
+    url = f"{place.as_uri()}/{name}".encode()
+    with pytest.raises(ResultError, match="no name of ours"):
+        store.load(KEY, TOKEN, pb.Result(storage=pb.Result.STORAGE_URL, payload=url, size_bytes=1))
+
+
+def test_urls_left_out_of_a_reply_are_asked_for(place: Path) -> None:
+    """A reply that is full names only the kind of storage; a key that changed since is missing."""
+    store, client, grant = _store(results=str(place))
+    result = store.store(grant, LARGE)
+    result.token = TOKEN
+    client.results[KEY] = result
+    cut = pb.Result(storage=pb.Result.STORAGE_URL, size_bytes=result.size_bytes)
+    assert store.load(KEY, TOKEN, cut).value == LARGE
+    result.token = 8
+    with pytest.raises(ResultMissingError, match="replaced"):
+        store.load(KEY, TOKEN, cut)
+
+
+def test_a_value_that_cannot_be_written_leaves_the_key_not_done(place: Path) -> None:
+    """The error names the URL, and says that the key is not done."""
+    store, _, grant = _store(results=str(place / "missing"))
+    with pytest.raises(ResultError, match=r"module\.f/12ab.*missing.*so the key is not done"):
+        store.store(grant, LARGE)

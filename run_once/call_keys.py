@@ -16,7 +16,7 @@ import re
 import threading
 import types
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from run_once import identity
 from run_once.calls import Callee, Function, bind, inspect_function, unwrap
@@ -37,6 +37,19 @@ _MAX_VERSION: Final = 10**9
 _MAX_KNOWN: Final = 1024
 _LOOKS_NUMBERED: Final = re.compile(r"#|_v\d+$")
 _PERSON: Final = b"run_once.call.%d" % FORMAT
+
+
+class Keyed(NamedTuple):
+    """A call's key.
+
+    Attributes:
+        key: The key.
+        source_id: Fingerprint of the function's source where that is no part of the key; empty:
+            there is none to tell.
+    """
+
+    key: str
+    source_id: bytes
 
 
 class CallKeyer:
@@ -101,16 +114,21 @@ class CallKeyer:
         Raises:
             UnkeyableError: An argument has no lasting value; the message names it.
         """
-        callee = unwrap(func, args, kwargs or {})
+        return self.keyed(func, args, kwargs or {}).key
+
+    def keyed(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Keyed:
+        """Return the key of one call, and what it says nothing of; see `key`."""
+        callee = unwrap(func, args, kwargs)
         known = self._know(callee.func)
+        source_id = known.source_id if self._code == "none" else b""
         if self._key is not None:
-            text = _own_text(self._key(*args, **(kwargs or {})), known.name)
-            return f"{known.name}/{text}{self._suffix}"
+            text = _own_text(self._key(*args, **kwargs), known.name)
+            return Keyed(f"{known.name}/{text}{self._suffix}", source_id)
         encoder = Encoder(self._context, code=self._code, subject=f" of {known.name}()")
         data = _encode_call(encoder, callee, known, self._head(encoder, known))
         if encoder.unseeded:
             self._warn_unseeded(known.name, encoder.unseeded)
-        return f"{known.name}/{_digest(data)}{self._suffix}"
+        return Keyed(f"{known.name}/{_digest(data)}{self._suffix}", source_id)
 
     def clear(self) -> None:
         """Forget the big arguments seen so far."""

@@ -42,6 +42,8 @@ class Function(NamedTuple):
         defaults: Default values by name.
         ignored: Names that are left out of keys.
         is_named: Its name says all of it: a Python function that is neither a lambda nor local.
+        source_id: Fingerprint of its source, `identity.SOURCE_ID_BYTES` long; empty: there is none,
+            or it was installed.
     """
 
     func: Any
@@ -52,6 +54,7 @@ class Function(NamedTuple):
     defaults: Mapping[str, Any]
     ignored: frozenset[str]
     is_named: bool
+    source_id: bytes
 
 
 def unwrap(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callee:
@@ -116,6 +119,7 @@ def inspect_function(func: Any, ignore: frozenset[str]) -> Function:
         defaults={p.name: p.default for p in parameters if p.default is not p.empty},
         ignored=ignore | volatile,
         is_named=isinstance(func, types.FunctionType) and not identity.is_local(func),
+        source_id=identity.source_id(func),
     )
 
 

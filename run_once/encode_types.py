@@ -194,14 +194,10 @@ def encode_function(encoder: Encoder, value: Any) -> bytes:
     owner = identity.distribution_of(module)
     name = encoder.encode(identity.qualified_name(value), ".__qualname__")
     parts = [name, encoder.encode(tuple(owner) if owner else None, ".<distribution>")]
-    is_asked = encoder.code == "source" and owner is None and _is_users(module)
+    is_asked = encoder.code == "source" and identity.is_users(module)
     if isinstance(value, types.FunctionType) and (is_asked or identity.is_local(value)):
         parts += _function_content(encoder, value)
     return record("function", *parts)
-
-
-def _is_users(module: str) -> bool:
-    return module.partition(".")[0] not in sys.stdlib_module_names or module == "__main__"
 
 
 def _function_content(encoder: Encoder, value: types.FunctionType) -> list[bytes]:

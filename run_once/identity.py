@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 import importlib.metadata
 import inspect
 import sys
@@ -19,6 +20,9 @@ from typing import Any, Final, NamedTuple
 
 MAIN_MODULES: Final = frozenset({"__main__", "__mp_main__"})
 """Names of the started script's module, in the first process and in spawned ones."""
+
+
+SOURCE_ID_BYTES: Final = 4
 
 
 class Distribution(NamedTuple):
@@ -107,6 +111,14 @@ def distribution_of(module: str) -> Distribution | None:
     return None
 
 
+def is_users(module: str) -> bool:
+    """Tell whether a module is the user's own: neither installed nor of the standard library."""
+    package = module.partition(".")[0]
+    if package in sys.stdlib_module_names and package not in MAIN_MODULES:
+        return False
+    return distribution_of(module) is None
+
+
 def _is_shipped_by(found: importlib.metadata.Distribution, file: Path) -> bool:
     """Tell a module of a distribution from a namesake of the user's, and share namespaces out."""
     root = Path(str(found.locate_file("")))
@@ -121,6 +133,24 @@ def _is_shipped_by(found: importlib.metadata.Distribution, file: Path) -> bool:
 def _shipped_files(name: str) -> frozenset[str]:
     files = importlib.metadata.distribution(name).files or ()
     return frozenset(file.as_posix() for file in files)
+
+
+def source_id(func: Any) -> bytes:
+    """Return a fingerprint of the source of a user's function.
+
+    Args:
+        func: What is called.
+
+    Returns:
+        `SOURCE_ID_BYTES` bytes; none where there is no source, and for what is not the user's
+        own: the version of what was installed tells more.
+    """
+    if not isinstance(func, types.FunctionType) or not is_users(func.__module__ or ""):
+        return b""
+    source = source_of(func)
+    if source is None:
+        return b""
+    return hashlib.blake2b(source.encode(), digest_size=SOURCE_ID_BYTES).digest()
 
 
 def source_of(func: types.FunctionType) -> str | None:

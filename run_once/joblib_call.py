@@ -77,7 +77,7 @@ class BoundCall:
         self._inner_kwargs = inner_kwargs
         self._config = resolve(options)
         self._failures = Failures(options.on_error, options.max_attempts)
-        self._secret = load_secret(configured=self._config.secret)
+        self._secret = load_secret(configured=self._config.secret, address=self._config.address)
         self._task_options = TaskOptions(
             config=dataclasses.replace(self._config, secret=None),
             lease_s=self._config.lease_s,
@@ -268,7 +268,10 @@ class BoundCall:
         if progress is not None:
             progress.close()
         if tally is not None and not self._options.dry_run:
-            keep_report(tally.report())
+            report = tally.report()
+            keep_report(report)
+            if report.other_source:
+                self._warn_other_source(report.other_source, tally.first_of_other_source)
 
     def _lookups(self) -> Lookups:
         kind = DryLookups if self._options.dry_run else Lookups
@@ -280,25 +283,35 @@ class BoundCall:
             options=self._task_options,
         )
 
-    def _key_maker(self) -> Callable[[Call], bytes]:
-        """Give what makes the keys of one call of the `Parallel`."""
+    def _key_maker(self) -> Callable[[Call], tuple[bytes, bytes]]:
+        """Give what makes the keys of one call of the `Parallel`, and tells their source."""
         numberer = Numberer() if self._options.duplicates == "number" else None
         return partial(self._make_key, numberer)
 
-    def _make_key(self, numberer: Numberer | None, call: Call) -> bytes:
+    def _make_key(self, numberer: Numberer | None, call: Call) -> tuple[bytes, bytes]:
         func, args, kwargs = call
-        name = self._keyer.key(func, args, kwargs)
+        name, source_id = self._keyer.keyed(func, args, kwargs)
         if numberer is not None:
             number_before, name = numberer.duplicates, numberer.number(name)
             if numberer.duplicates > number_before == 0:
                 self._warn_equal(name)
-        return stored_key(name, version=self._options.version, namespace=self._config.namespace)
+        key = stored_key(name, version=self._options.version, namespace=self._config.namespace)
+        return key, source_id
 
     def _warn_equal(self, name: str) -> None:
         self._line.warn(
             f"two calls of this Parallel are equal ({name.partition('/')[0]} with the same "
             "arguments), so they are numbered: each is computed, as for random draws, and a rerun "
             'finds each again. duplicates="once" computes equal calls once for all'
+        )
+
+    def _warn_other_source(self, count: int, first: str) -> None:
+        values = "a value was" if count == 1 else f"{count:,} values were"
+        self._line.warn(
+            f"{values} computed by other source than {first.partition('/')[0]} has now, and taken "
+            f"as done: by its code before a change, or by another project's function of that name. "
+            f"version={self._options.version + 1} computes anew; "
+            'code="source" makes the source part of the key; namespace="..." parts projects'
         )
 
     # -- a Parallel with one job: joblib calls no `submit` -----------------------------------------
@@ -329,9 +342,11 @@ class BoundCall:
 
         parallel._get_sequential_output = claimed_output
 
-    def _run_here(self, lookups: Lookups, make_key: Callable[[Call], bytes], call: Call) -> Any:
+    def _run_here(
+        self, lookups: Lookups, make_key: Callable[[Call], tuple[bytes, bytes]], call: Call
+    ) -> Any:
         """Claim and run one call in this thread, or get its value, waiting for it if need be."""
-        item = _CallHere(make_key(call))
+        item = _CallHere(*make_key(call))
         while True:
             found = lookups.find([item.key], max_claims=1)[item.key]
             if isinstance(found, Busy):
@@ -342,7 +357,7 @@ class BoundCall:
                     found = self._failures.judge_found(item, found)
                 return self._settle_here(item, found)
             elif found.lease is not None:
-                outcome = self._run_claimed(found.lease, call)
+                outcome = self._run_claimed(found.lease, item.source_id, call)
                 if isinstance(outcome, Failure):
                     verdict = self._failures.judge(item, outcome)
                     if isinstance(verdict, float):
@@ -353,13 +368,14 @@ class BoundCall:
                     return self._settle_here(item, outcome)
                 item.was_busy = True
 
-    def _run_claimed(self, lease: Lease, call: Call) -> Settled | None:
+    def _run_claimed(self, lease: Lease, source_id: bytes, call: Call) -> Settled | None:
         """Run and settle a call that was claimed; None: its lease was lost."""
         session = Session.get(self._config)
         func, args, kwargs = call
         lease.start()
         try:
-            ran = ClaimedCall(func, lease.grant, self._task_options)(*args, **kwargs)
+            wrapped = ClaimedCall(func, source_id, lease.grant, self._task_options)
+            ran = wrapped(*args, **kwargs)
             outcome = settle_ran(session, [(lease, ran)])[0]
         except BaseException:
             session.release([lease])
@@ -373,7 +389,7 @@ class BoundCall:
 
     def _settle_here(self, item: _CallHere, outcome: Settled) -> Any:
         """Count a call's end; give what stands in its place, or raise."""
-        self._begin().note(item.key, outcome, was_busy=item.was_busy)
+        self._begin().note(item.key, outcome, was_busy=item.was_busy, source_id=item.source_id)
         if isinstance(outcome, Failure):
             # What was raised in this thread has its traceback; a stored one is only a text.
             raise outcome.error if outcome.error.__traceback__ else outcome.with_cause()
@@ -385,6 +401,7 @@ class _CallHere:
     """What is remembered of a call that runs in this thread."""
 
     key: bytes
+    source_id: bytes
     was_busy: bool = False
     tries: int = 0
     last_failure: Failure | None = None

@@ -90,7 +90,7 @@ class Dispatcher:
         session: Session,
         lookups: Lookups,
         inner: Inner,
-        make_key: Callable[[Call], bytes],
+        make_key: Callable[[Call], tuple[bytes, bytes]],
         options: TaskOptions,
         failures: Failures,
         tally: Tally,
@@ -103,7 +103,7 @@ class Dispatcher:
             session: The server.
             lookups: Asks it.
             inner: Runs what is to be run.
-            make_key: Gives a call's key.
+            make_key: Gives a call's key, and the fingerprint of its source.
             options: What all calls have in common.
             failures: Judges calls that fail.
             tally: Counts.
@@ -208,7 +208,7 @@ class Dispatcher:
             if self._closed:
                 return []
             try:
-                item = Item(job, index, self._make_key(call))
+                item = Item(job, index, *self._make_key(call))
             except Exception as error:
                 job.settle(index, Failure(error))
                 continue
@@ -378,9 +378,11 @@ class Dispatcher:
     def _wrapped(self, item: Item, claim_id: bytes) -> Call:
         func, args, kwargs = item.call
         if item.lease is None:
-            return RemoteCall(func, item.key, claim_id, self._options), args, kwargs
+            wrapped = RemoteCall(func, item.source_id, item.key, claim_id, self._options)
+            return wrapped, args, kwargs
         item.lease.start()
-        return ClaimedCall(func, item.lease.grant, self._claimed_options), args, kwargs
+        grant, options = item.lease.grant, self._claimed_options
+        return ClaimedCall(func, item.source_id, grant, options), args, kwargs
 
     @cached_property
     def _claimed_options(self) -> TaskOptions:
@@ -424,7 +426,7 @@ class Dispatcher:
                 self._leaders.pop(item.key, None)
             items += item.followers
         for each in items:
-            self._tally.note(each.key, outcome, was_busy=item.was_busy)
+            self._tally.note(each.key, outcome, was_busy=item.was_busy, source_id=each.source_id)
             each.job.settle(each.index, outcome)
 
     def _settle_failure(self, item: Item, failure: Failure) -> None:

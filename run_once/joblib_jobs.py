@@ -74,6 +74,7 @@ class Item:
 
     Attributes:
         lease: It was claimed here, before it is run; None: its worker claims it.
+        source_id: Fingerprint of the function's source; empty: not known.
         was_busy: Another held it when it was looked up.
         followers: Equal calls that get its outcome, too (`duplicates="once"`).
         tries: Attempts that failed here.
@@ -87,15 +88,17 @@ class Item:
         "key",
         "last_failure",
         "lease",
+        "source_id",
         "tries",
         "was_busy",
     )
 
-    def __init__(self, job: Job, index: int, key: bytes) -> None:
+    def __init__(self, job: Job, index: int, key: bytes, source_id: bytes) -> None:
         """Name an item."""
         self.job = job
         self.index = index
         self.key = key
+        self.source_id = source_id
         self.lease: Lease | None = None
         self.was_busy = False
         self.followers: list[Item] = []

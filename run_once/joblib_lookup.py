@@ -106,7 +106,7 @@ class Lookups:
             ResultError: It cannot be loaded here.
         """
         loaded = self._store.load(key, token, result)
-        return Value(loaded.value, run_s=loaded.run_s)
+        return Value(loaded.value, run_s=loaded.run_s, source_id=loaded.source_id)
 
     def wait(self, keys: Sequence[bytes], timeout_s: float = MAX_WAIT_S) -> list[bytes]:
         """Wait until at least one of the keys is no longer held by another, or the time is up.
@@ -158,7 +158,9 @@ class Lookups:
     def _load(self, key: bytes, result: pb.Result) -> Found:
         try:
             loaded = self._store.load(key, result.token, result)
-            return Value(loaded.value, is_stored=True, run_s=loaded.run_s)
+            return Value(
+                loaded.value, is_stored=True, run_s=loaded.run_s, source_id=loaded.source_id
+            )
         except (ResultMissingError, ResultDamagedError) as error:
             # The rule: a missing or damaged result makes the key not done again.
             logger.warning(

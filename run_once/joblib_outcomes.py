@@ -28,11 +28,13 @@ class Value(NamedTuple):
         value: The value.
         is_stored: It was loaded.
         run_s: For how many seconds the call ran, here or when it was stored.
+        source_id: Fingerprint of the function's source then; empty: not known.
     """
 
     value: Any
     is_stored: bool = False
     run_s: float = 0.0
+    source_id: bytes = b""
 
 
 class Failure(NamedTuple):

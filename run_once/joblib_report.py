@@ -48,6 +48,7 @@ class Report:
         taken_over: Calls that ran here after another machine had dropped them.
         failed: Calls that failed.
         skipped: Calls left to other machines.
+        other_source: Loaded values whose function had another source when they were computed.
         seconds_saved: For how long the loaded values were computed, in seconds.
         elapsed_s: From the beginning to the end, in seconds.
     """
@@ -58,6 +59,7 @@ class Report:
     taken_over: int = 0
     failed: int = 0
     skipped: int = 0
+    other_source: int = 0
     seconds_saved: float = 0.0
     elapsed_s: float = 0.0
 
@@ -81,7 +83,12 @@ class Report:
 
 
 class Tally:
-    """Counts the calls of one `Parallel`, in whichever thread they end."""
+    """Counts the calls of one `Parallel`, in whichever thread they end.
+
+    Attributes:
+        first_of_other_source: Key of the first value that other source made than the function has
+            now; empty: none.
+    """
 
     def __init__(self, callback: Callable[[CallEvent], object] | None = None) -> None:
         """Begin.
@@ -93,16 +100,21 @@ class Tally:
         self._lock = threading.Lock()
         self._counts: dict[What, int] = {}
         self._saved_s = 0.0
+        self._other_source = 0
+        self.first_of_other_source = ""
         self._started_s = time.monotonic()
 
-    def note(self, key: bytes, outcome: Settled, *, was_busy: bool) -> None:
-        """Count a call's end."""
+    def note(self, key: bytes, outcome: Settled, *, was_busy: bool, source_id: bytes = b"") -> None:
+        """Count a call's end; `source_id` is the fingerprint of its function's source now."""
         what = _name(outcome, was_busy=was_busy)
         run_s = outcome.run_s if isinstance(outcome, Value) else 0.0
         with self._lock:
             self._counts[what] = self._counts.get(what, 0) + 1
-            if what in ("hit", "waited"):
+            if what in ("hit", "waited") and isinstance(outcome, Value):
                 self._saved_s += run_s
+                if source_id and outcome.source_id and source_id != outcome.source_id:
+                    self._other_source += 1
+                    self.first_of_other_source = self.first_of_other_source or readable(key)
         if self._callback is not None:
             self._tell(CallEvent(readable(key), what, run_s))
 
@@ -110,6 +122,7 @@ class Tally:
         """Give the numbers so far."""
         with self._lock:
             counts, saved_s = dict(self._counts), self._saved_s
+            other_source = self._other_source
         return Report(
             hits=counts.get("hit", 0),
             computed=counts.get("computed", 0),
@@ -117,6 +130,7 @@ class Tally:
             taken_over=counts.get("taken_over", 0),
             failed=counts.get("failed", 0),
             skipped=counts.get("skipped", 0),
+            other_source=other_source,
             seconds_saved=saved_s,
             elapsed_s=time.monotonic() - self._started_s,
         )

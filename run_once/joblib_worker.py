@@ -70,8 +70,11 @@ class TaskOptions:
 class _WrappedCall:
     """A user's function with its key; called with the user's arguments."""
 
-    def __init__(self, func: Callable[..., Any], key: bytes, options: TaskOptions) -> None:
+    def __init__(
+        self, func: Callable[..., Any], source_id: bytes, key: bytes, options: TaskOptions
+    ) -> None:
         self.func = func
+        self.source_id = source_id
         self.key = key
         self.options = options
         self._is_remote = False
@@ -103,17 +106,23 @@ class RemoteCall(_WrappedCall):
     """A call that is claimed by the worker when it starts."""
 
     def __init__(
-        self, func: Callable[..., Any], key: bytes, claim_id: bytes, options: TaskOptions
+        self,
+        func: Callable[..., Any],
+        source_id: bytes,
+        key: bytes,
+        claim_id: bytes,
+        options: TaskOptions,
     ) -> None:
         """Make the call.
 
         Args:
             func: The user's function.
+            source_id: Fingerprint of its source, which the worker may not have.
             key: The key as stored.
             claim_id: Chosen by the parent, so that it can free what a killed worker held.
             options: See `TaskOptions`.
         """
-        super().__init__(func, key, options)
+        super().__init__(func, source_id, key, options)
         self.claim_id = claim_id
 
     def __call__(self, *args: Any, **kwargs: Any) -> Outcome:
@@ -135,7 +144,7 @@ class RemoteCall(_WrappedCall):
                 ttl_s=options.lease_s,
                 keep_alive=True,
                 max_attempts=options.max_attempts,
-                store=lambda lease, ran: store.store(lease, *ran),
+                store=lambda lease, ran: store.store(lease, *ran, self.source_id),
                 claim_id=self.claim_id,
             )
             if outcome.error is not None:
@@ -160,15 +169,18 @@ class InResult:
 class ClaimedCall(_WrappedCall):
     """A call that was claimed in the parent, which keeps the lease and settles it."""
 
-    def __init__(self, func: Callable[..., Any], grant: Grant, options: TaskOptions) -> None:
+    def __init__(
+        self, func: Callable[..., Any], source_id: bytes, grant: Grant, options: TaskOptions
+    ) -> None:
         """Make the call.
 
         Args:
             func: The user's function.
+            source_id: Fingerprint of its source, which the worker may not have.
             grant: What the parent was granted.
             options: See `TaskOptions`.
         """
-        super().__init__(func, grant.key, options)
+        super().__init__(func, source_id, grant.key, options)
         self.grant = grant
 
     def __call__(self, *args: Any, **kwargs: Any) -> Ran[tuple[Any, float]]:
@@ -195,7 +207,7 @@ class ClaimedCall(_WrappedCall):
             max_inline_bytes=options.max_inline_bytes,
             results=options.config.results,
         )
-        return store.store(grant, *ran)
+        return store.store(grant, *ran, self.source_id)
 
 
 def _line(error: Exception) -> str:

@@ -26,8 +26,9 @@ from typing import Any, Final, NamedTuple
 
 from run_once.buffers import ALIGNED_BYTES, CHUNK_BYTES, Parts, aligned_buffer
 from run_once.errors import ResultDamagedError, ResultError, SignatureError
+from run_once.keys import display_key
 from run_once.result_pickles import from_pickle, to_pickle
-from run_once.secret import how_to_share
+from run_once.secret import how_to_get
 
 MAGIC: Final = b"run1"
 FRAME_VERSION: Final = 1
@@ -43,8 +44,10 @@ MAX_COMPRESSED_RATIO: Final = 0.9
 """Compression must save at least a tenth."""
 
 # magic, frame version, codec, parts in the table, token, fingerprint of the key, fingerprint of the
-# secret, length of the pickle, seconds that the call ran, SHA-256 of the body
-_HEAD: Final = struct.Struct(">4sBBHQQ4sQd32s")
+# secret, length of the pickle, seconds that the call ran, fingerprint of the function's source,
+# SHA-256 of the body
+_HEAD: Final = struct.Struct(">4sBBHQQ4sQd4s32s")
+_NO_SOURCE_ID: Final = bytes(4)
 _MAC_BYTES: Final = 32
 _CRC: Final = struct.Struct(">I")
 _SIGNED_BYTES: Final = _HEAD.size + _MAC_BYTES
@@ -68,6 +71,7 @@ class _Head(NamedTuple):
     secret_id: bytes
     size_bytes: int
     run_s: float
+    source_id: bytes
     body_sha256: bytes
 
 
@@ -83,13 +87,23 @@ class Loaded(NamedTuple):
     Attributes:
         value: The value.
         run_s: For how many seconds the call ran that made it; 0: not known.
+        source_id: Fingerprint of the source that made it; empty: not known.
     """
 
     value: Any
     run_s: float
+    source_id: bytes
 
 
-def dump(value: Any, *, key: bytes, token: int, secret: bytes, run_s: float = 0.0) -> bytes | Parts:
+def dump(
+    value: Any,
+    *,
+    key: bytes,
+    token: int,
+    secret: bytes,
+    run_s: float = 0.0,
+    source_id: bytes = b"",
+) -> bytes | Parts:
     """Turn a value into the bytes that are stored.
 
     Args:
@@ -98,6 +112,7 @@ def dump(value: Any, *, key: bytes, token: int, secret: bytes, run_s: float = 0.
         token: The fencing token of the completion.
         secret: What it is signed with.
         run_s: For how many seconds the call ran; 0: not known.
+        source_id: Fingerprint of its function's source, of 4 bytes; empty: not known.
 
     Returns:
         The frame, `HEADER_BYTES` longer than the pickle unless that compresses well. A large one is
@@ -116,8 +131,8 @@ def dump(value: Any, *, key: bytes, token: int, secret: bytes, run_s: float = 0.
             "that can be pickled"
         ) from error
     if not buffers and len(pickled) <= MIN_COMPRESSED_BYTES:
-        head = _signed_head(CODEC_RAW, 0, len(pickled), sha256(pickled), key, token, secret, run_s)
-        return head + pickled
+        fields = (CODEC_RAW, 0, len(pickled), run_s, source_id, sha256(pickled).digest())
+        return _signed_head(*fields, key=key, token=token, secret=secret) + pickled
     if buffers:
         codec, n_parts, body = CODEC_TABLE, 1 + len(buffers), _with_table([pickled, *buffers])
     else:
@@ -126,8 +141,8 @@ def dump(value: Any, *, key: bytes, token: int, secret: bytes, run_s: float = 0.
     digest = sha256()
     for piece in body:
         digest.update(piece)
-    head = _signed_head(codec, n_parts, len(pickled), digest, key, token, secret, run_s)
-    frame = Parts([head, *body])
+    fields = (codec, n_parts, len(pickled), run_s, source_id, digest.digest())
+    frame = Parts([_signed_head(*fields, key=key, token=token, secret=secret), *body])
     return bytes(frame) if len(frame) <= _JOINED_BYTES else frame
 
 
@@ -153,7 +168,11 @@ def load(data: bytes | memoryview, *, key: bytes, token: int, secret: bytes) -> 
     head = _whole(view, key)
     _check_signature(head, view, key=key, token=token, secret=secret)
     try:
-        return Loaded(_value(head, view), head.run_s)
+        return Loaded(
+            _value(head, view),
+            head.run_s,
+            b"" if head.source_id == _NO_SOURCE_ID else head.source_id,
+        )
     except _UnknownCodecError as error:
         raise ResultError(
             f"the value of key {_shown(key)} is packed by method {error}, which this version of "
@@ -203,8 +222,9 @@ def _check_signature(
         )
     elif head.secret_id != _secret_id(secret):
         text = (
-            "was signed with another secret, so it is not loaded. If it is from another machine "
-            f"of yours, share the secret: {how_to_share()}"
+            "was signed with another secret than this machine has, so it is not loaded. If it is "
+            f"from another machine of yours, {how_to_get()}. To have it computed anew instead: "
+            f"{display_key(key).reset_command}"
         )
     else:
         text = (
@@ -218,13 +238,15 @@ def _signed_head(
     codec: int,
     n_parts: int,
     size_bytes: int,
-    digest: Any,
+    run_s: float,
+    source_id: bytes,
+    body_sha256: bytes,
+    *,
     key: bytes,
     token: int,
     secret: bytes,
-    run_s: float,
 ) -> bytes:
-    """Make the header; `digest` is the body's SHA-256 as hashlib has it."""
+    """Make the header."""
     head = _HEAD.pack(
         MAGIC,
         FRAME_VERSION,
@@ -235,7 +257,8 @@ def _signed_head(
         _secret_id(secret),
         size_bytes,
         run_s,
-        digest.digest(),
+        source_id,
+        body_sha256,
     )
     signed = head + _sign(head, key, token, secret)
     return signed + _CRC.pack(zlib.crc32(signed))

@@ -75,13 +75,16 @@ class ResultStore:
         given = self._given_client
         return given() if callable(given) else given
 
-    def store(self, lease: Lease | Grant, value: Any, run_s: float = 0.0) -> pb.Result:
+    def store(
+        self, lease: Lease | Grant, value: Any, run_s: float = 0.0, source_id: bytes = b""
+    ) -> pb.Result:
         """Make the result with which a lease is completed.
 
         Args:
             lease: The lease (or its grant) on the key.
             value: The value.
             run_s: For how many seconds the call ran; 0: not known.
+            source_id: Fingerprint of its function's source, of 4 bytes; empty: not known.
 
         Returns:
             The result to complete the key with; large values are where it says already.
@@ -93,7 +96,14 @@ class ResultStore:
 
         holder: Any = lease
         grant: Grant = getattr(holder, "grant", holder)
-        data = dump(value, key=grant.key, token=grant.token, secret=self._secret(), run_s=run_s)
+        data = dump(
+            value,
+            key=grant.key,
+            token=grant.token,
+            secret=self._secret(),
+            run_s=run_s,
+            source_id=source_id,
+        )
         limit_bytes = self._max_inline_bytes or self._client.limits().max_inline_result_bytes
         if len(data) <= limit_bytes:
             return pb.Result(

@@ -69,13 +69,18 @@ def secret_path(environ: Mapping[str, str] | None = None) -> Path:
 
 
 def load_secret(
-    environ: Mapping[str, str] | None = None, *, configured: str | None = None
+    environ: Mapping[str, str] | None = None,
+    *,
+    configured: str | None = None,
+    address: str | None = None,
 ) -> Secret:
     """Return the secret: ``RUN_ONCE_SECRET``, else the file's; made now if there is none yet.
 
     Args:
         environ: Environment variables; None is this process's.
         configured: The option `secret`, which comes before both; None: not given.
+        address: The lock server. If it is on another machine, making a new secret is told: others
+            cannot read what is signed with it.
 
     Returns:
         The secret, kept for the life of the process.
@@ -89,7 +94,23 @@ def load_secret(
     text = environ.get("RUN_ONCE_SECRET")
     if text:
         return _checked(text, "RUN_ONCE_SECRET")
-    return _load_file(secret_path(environ), bool(environ.get("RUN_ONCE_SECRET_FILE")))
+    path, is_named = secret_path(environ), bool(environ.get("RUN_ONCE_SECRET_FILE"))
+    if address and not is_here(address) and not is_named and not path.exists():
+        logger.warning(
+            "this machine has no secret to sign results with, so a new one is made in %s. Machines "
+            "that share the lock server %s can only load each other's results with the same "
+            "secret: if one of them has it already, %s",
+            path,
+            address,
+            how_to_get(environ),
+        )
+    return _load_file(path, is_named)
+
+
+def is_here(address: str) -> bool:
+    """Tell whether a server's address is on this machine (or forwarded to one of its ports)."""
+    host = address.rpartition(":")[0].strip("[]")
+    return address.startswith("unix:") or host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _checked(text: str, origin: str) -> Secret:
@@ -178,6 +199,20 @@ def _write_new(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def how_to_get(environ: Mapping[str, str] | None = None) -> str:
+    """Return what to do to load what another machine signed, as a clause.
+
+    Args:
+        environ: Environment variables; None is this process's.
+    """
+    environ = os.environ if environ is None else environ
+    if environ.get("RUN_ONCE_SECRET"):
+        where = "set RUN_ONCE_SECRET to that text here (now it is another one)"
+    else:
+        where = f"set RUN_ONCE_SECRET to that text here, or write it to {secret_path(environ)}"
+    return f"run `run-once secret --show` there, and {where}"
 
 
 def how_to_share(environ: Mapping[str, str] | None = None) -> str:

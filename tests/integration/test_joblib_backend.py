@@ -312,12 +312,12 @@ def test_two_processes_share_the_calls(runs: Path, tmp_path: Path) -> None:
 def test_a_value_signed_with_another_secret_is_an_error(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is neither loaded nor computed again, and the error says how to share the secret."""
+    """It is neither loaded nor computed again, and the error says how to get that secret."""
     monkeypatch.setenv("RUN_ONCE_SECRET", "the first secret of them all")
     parallel = make_parallel(inner="threading", n_jobs=2)
     parallel(calls(runs, range(3)))
     monkeypatch.setenv("RUN_ONCE_SECRET", "quite another secret than that")
-    with pytest.raises(run_once.SignatureError, match="share the secret"):
+    with pytest.raises(run_once.SignatureError, match="secret --show` there.*run-once reset"):
         parallel(calls(runs, range(3)))
     assert count(runs) == 3
 

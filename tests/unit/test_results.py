@@ -167,7 +167,7 @@ def test_large_values_go_to_the_place(place: Path) -> None:
         payload=path.as_uri().encode(),
         size_bytes=path.stat().st_size,
     )
-    assert store.load(KEY, TOKEN, result) == (LARGE, 2.5)
+    assert store.load(KEY, TOKEN, result) == (LARGE, 2.5, b"")
     assert not client.uploads
 
 

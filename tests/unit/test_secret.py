@@ -14,7 +14,14 @@ import pytest
 
 from run_once import secret as secret_module
 from run_once.errors import ConfigError, RunOnceWarning
-from run_once.secret import Secret, how_to_share, load_secret, secret_path
+from run_once.secret import (
+    Secret,
+    how_to_get,
+    how_to_share,
+    is_here,
+    load_secret,
+    secret_path,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -163,3 +170,52 @@ def test_sharing_is_explained(tmp_path: Path) -> None:
     """By the file, or by the variable where that is in use."""
     assert str(tmp_path / "secret") in how_to_share(_environ(tmp_path))
     assert "same text everywhere" in how_to_share({"RUN_ONCE_SECRET": "x" * 16})
+
+
+def test_getting_another_machines_secret_is_explained(tmp_path: Path) -> None:
+    """It is shown there and set here, never the other way round."""
+    told = how_to_get(_environ(tmp_path))
+    assert "`run-once secret --show` there" in told
+    assert f"here, or write it to {tmp_path / 'secret'}" in told
+    assert "now it is another one" in how_to_get({"RUN_ONCE_SECRET": "x" * 16})
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1:22113", True),
+        ("127.8.0.1:1", True),
+        ("[::1]:22113", True),
+        ("localhost:22113", True),
+        ("unix:/run/user/1/run-once.sock", True),
+        ("lockhost:22113", False),
+        ("10.0.0.7:22113", False),
+        ("[fe80::1]:22113", False),
+    ],
+)
+def test_addresses_of_this_machine(address: str, expected: bool) -> None:
+    """Loopback and sockets are here."""
+    assert is_here(address) is expected
+
+
+def test_a_new_secret_beside_a_server_elsewhere_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, when it is made: what it signs cannot be loaded by other machines."""
+    environ = _environ(tmp_path)
+    load_secret({"RUN_ONCE_SECRET": "x" * 16}, address="lockhost:22113")
+    assert caplog.text == ""
+    load_secret(environ, address="lockhost:22113")
+    assert "a new one is made" in caplog.text
+    assert "lockhost:22113" in caplog.text
+    caplog.clear()
+    load_secret(environ, address="lockhost:22113")
+    assert caplog.text == ""
+
+
+def test_a_new_secret_beside_a_server_here_is_not_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is nobody to share it with."""
+    load_secret(_environ(tmp_path), address="127.0.0.1:22113")
+    assert caplog.text == ""

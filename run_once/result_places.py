@@ -70,7 +70,12 @@ class FolderPlace:
 
     def check(self) -> None:
         """Make the folder, but not its parents: those of a disk that is not mounted are missing."""
-        self._folder.mkdir(exist_ok=True)
+        try:
+            self._folder.mkdir(exist_ok=True)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"there is no folder {self._folder.parent} to make it in; is the disk mounted?"
+            ) from None
         probe = self._temporary(_PROBE)
         probe.touch(exist_ok=False)
         probe.unlink()
@@ -144,7 +149,7 @@ class FsspecPlace:
     def read(self, name: str, size_bytes: int) -> memoryview:
         """Read an object in large ranges."""
         path = self._named(name)
-        _check_size(self._fs.info(path)["size"], size_bytes)
+        _check_size(self._find_size(path), size_bytes)
         data = aligned_buffer(size_bytes)
         for start in range(0, size_bytes, _READ_BYTES):
             end = min(start + _READ_BYTES, size_bytes)
@@ -157,6 +162,14 @@ class FsspecPlace:
     def delete(self, name: str) -> None:
         """Delete an object."""
         self._fs.rm_file(self._named(name))
+
+    def _find_size(self, path: str) -> int:
+        """Give an object's length, also if a listing that fsspec remembers does not have it."""
+        try:
+            return int(self._fs.info(path)["size"])
+        except FileNotFoundError:
+            self._fs.invalidate_cache()
+        return int(self._fs.info(path)["size"])
 
     def _named(self, name: str) -> str:
         return f"{self._path.rstrip('/')}/{name}"
@@ -196,12 +209,9 @@ def check_place(results: str) -> None:
     try:
         place.check()
     except Exception as error:
-        hint = ""
-        if isinstance(error, FileNotFoundError):
-            hint = "; only the last folder of a path is made, so make its parent (is it mounted?)"
         raise ConfigError(
             f"results={_without_password(results)!r} cannot be used, values cannot be written "
-            f"there: {type(error).__name__}: {error}{hint}"
+            f"there: {type(error).__name__}: {error}"
         ) from error
     _checked.add(mark)
 

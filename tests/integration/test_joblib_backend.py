@@ -317,7 +317,7 @@ def test_a_value_signed_with_another_secret_is_an_error(
     parallel = make_parallel(inner="threading", n_jobs=2)
     parallel(calls(runs, range(3)))
     monkeypatch.setenv("RUN_ONCE_SECRET", "quite another secret than that")
-    with pytest.raises(run_once.SignatureError, match="secret --show` there.*run-once reset"):
+    with pytest.raises(run_once.SignatureError, match=r"secret --show` there.*run-once reset"):
         parallel(calls(runs, range(3)))
     assert count(runs) == 3
 

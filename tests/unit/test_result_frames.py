@@ -176,11 +176,11 @@ def test_foreign_values_are_refused_by_their_own_sentence(
 def test_a_foreign_secret_says_how_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error ends with what to do."""
     monkeypatch.setenv("RUN_ONCE_SECRET", "x" * 20)
-    with pytest.raises(SignatureError, match="set RUN_ONCE_SECRET to the same text everywhere"):
+    with pytest.raises(SignatureError, match="set RUN_ONCE_SECRET to that text here"):
         unpacked(packed(), secret=Secret(b"t" * 32))
     monkeypatch.delenv("RUN_ONCE_SECRET")
     monkeypatch.setenv("RUN_ONCE_CONFIG_DIR", "/somewhere")
-    with pytest.raises(SignatureError, match=r"/somewhere/secret: copy the file"):
+    with pytest.raises(SignatureError, match="or write it to /somewhere/secret"):
         unpacked(packed(), secret=Secret(b"t" * 32))
 
 

@@ -1,9 +1,9 @@
 """Batches of one `joblib.Parallel` on their way: look up, run what is missing, wait for the rest.
 
-joblib calls `submit` under its lock, so `submit` only queues. One thread makes keys; a second one
-looks them up, many in one request, hands cold items to the inner backend, and parks items that are
-in flight on another machine; a third one sits in a long poll for those: they hold no worker; the
-settler completes what was claimed here. joblib's callback is called from these threads, or from the
+joblib calls `submit` under its lock, so `submit` only queues. One thread makes keys; two others
+look them up, many in one request, hand cold items to the inner backend, and park items that are in
+flight on another machine; one more sits in a long poll for those: they hold no worker; the settler
+completes what was claimed here. joblib's callback is called from these threads, or from the
 inner backend's, never from `submit`.
 """
 
@@ -39,6 +39,12 @@ logger = logging.getLogger("run_once")
 
 MAX_LOOKED_UP: Final = 2_000
 """Keys in one request: while it is answered, the keys of the next are made."""
+
+N_DISPATCHERS: Final = 2
+"""While the answer to one request is read, the server works at the next."""
+
+WORTH_A_REQUEST: Final = 256
+"""Fewer keys wait for the request that is under way, to go together with others."""
 
 
 class Inner(Protocol):
@@ -135,6 +141,7 @@ class Dispatcher:
         self._in_flight: dict[bytes, list[bytes]] = {}
         self._leases: dict[bytes, Lease] = {}
         self._n_running = 0
+        self._n_asking = 0
         # Held while the inner backend is given a batch: it must get none after its end. A garbage
         # collector may end the call in any thread, so also in one that holds it.
         self._handing_over = threading.RLock()
@@ -143,7 +150,8 @@ class Dispatcher:
         """Queue a job; returns at once."""
         with self._condition:
             self._start("keys", self._make_keys)
-            self._start("dispatcher", self._dispatch)
+            for number in range(N_DISPATCHERS):
+                self._start(f"dispatcher {number}", self._dispatch)
             self._open_jobs.add(job)
             self._jobs.append(job)
             self._condition.notify_all()
@@ -226,7 +234,7 @@ class Dispatcher:
                 leader.followers.append(item)
         return leader is not item
 
-    # -- the dispatcher thread ---------------------------------------------------------------------
+    # -- the dispatcher threads --------------------------------------------------------------------
 
     def _dispatch(self) -> None:
         while True:
@@ -236,13 +244,24 @@ class Dispatcher:
                     self._take_later()
                 if self._closed:
                     return
-                items = self._take_new()
+                items = self._take_new() if self._may_ask() else []
+                self._n_asking += bool(items)
             if items:
-                self._look_up(items)
+                try:
+                    self._look_up(items)
+                finally:
+                    with self._condition:
+                        self._n_asking -= 1
             self._hand_over()
 
     def _has_work(self) -> bool:
-        return bool(self._new) or (bool(self._free) and self._max_claims() > 0) or self._has_room()
+        return self._may_ask() or self._has_room()
+
+    def _may_ask(self) -> bool:
+        """Tell whether there is something to look up that need not wait for a request's end."""
+        if self._n_asking:
+            return len(self._new) >= WORTH_A_REQUEST
+        return bool(self._new) or (bool(self._free) and self._max_claims() > 0)
 
     def _take_new(self) -> list[Item]:
         """Take items to look up: new ones, and free ones for which there is room now."""

@@ -44,8 +44,8 @@ class Failure(NamedTuple):
     traceback_text: str = ""
 
     def with_cause(self) -> BaseException:
-        """Give the error, with the worker's traceback as its cause."""
-        if self.traceback_text and self.error.__cause__ is None:
+        """Give the error, with the worker's traceback, which shows its own cause, as its cause."""
+        if self.traceback_text:
             self.error.__cause__ = RemoteTracebackError(self.traceback_text)
         return self.error
 

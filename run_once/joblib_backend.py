@@ -109,7 +109,9 @@ class RunOnceBackend(ParallelBackendBase):
             raise FallbackToBackend(self._plain(backend_kwargs))
         ours, inner_kwargs = split_options(backend_kwargs)
         if self._bound is None:
-            raise FallbackToBackend(self._bind(ours, parallel))
+            bound = self._bind(ours, parallel)
+            _spare_our_options(parallel)  # an inner backend that restarts its pool takes the rest
+            raise FallbackToBackend(bound)
         return self._bound.configure(n_jobs, parallel, self.options, inner_kwargs)
 
     def start_call(self) -> None:
@@ -227,7 +229,7 @@ class RunOnceBackend(ParallelBackendBase):
 
 
 def _spare_our_options(parallel: Any) -> None:
-    """Take our options from those that joblib is about to give to the plain backend."""
+    """Take our options from those that joblib is about to give to another backend."""
     for name in ("_backend_kwargs", "_backend_args"):  # the name depends on joblib's version
         options = getattr(parallel, name, None)
         if isinstance(options, dict):

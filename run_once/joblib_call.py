@@ -39,7 +39,7 @@ from run_once.task import Session, settle_ran
 from run_once.warn import UserLine, user_line
 
 _LOCAL_BACKENDS: Final = (LokyBackend, MultiprocessingBackend, ThreadingBackend)
-"""Inner backends whose workers are on this machine."""
+"""Inner backends whose workers are on this machine; not what is derived from them, as ray's is."""
 
 
 logger = logging.getLogger("run_once")
@@ -82,7 +82,7 @@ class BoundCall:
             config=dataclasses.replace(self._config, secret=None),
             lease_s=self._config.lease_s,
             max_attempts=self._failures.max_attempts,
-            secret=self._secret if isinstance(self.inner, _LOCAL_BACKENDS) else None,
+            secret=self._secret if type(self.inner) in _LOCAL_BACKENDS else None,
         )
         self._keyer = CallKeyer(
             ignore=tuple(options.ignore),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -115,17 +116,30 @@ class BackendOptions:
 
 
 def _is_known_backend(name: str) -> bool:
-    """Look a backend up as joblib does, which loads that of dask by its first use.
+    """Look a backend up as joblib does, which loads that of dask by its first use; so is ray's.
 
     Raises:
         ConfigError: It is one of those, and its library is missing.
     """
-    if name not in BACKENDS and name in EXTERNAL_BACKENDS:
+    register = None if name in BACKENDS else _EXTERNAL_BACKENDS.get(name)
+    if register is not None:
         try:
-            EXTERNAL_BACKENDS[name]()
+            register()
         except ImportError as error:
             raise ConfigError(f"inner={name!r} cannot be loaded: {error}") from error
     return name in BACKENDS
+
+
+def _register_ray() -> None:
+    """Do what ray has its users do; joblib does not know of ray."""
+    if importlib.util.find_spec("ray") is None:
+        raise ImportError('ray is not installed; pip install "run-once[ray]" does that')
+    from ray.util.joblib import register_ray  # noqa: PLC0415 - takes a second
+
+    register_ray()
+
+
+_EXTERNAL_BACKENDS: Final = {"ray": _register_ray, **EXTERNAL_BACKENDS}
 
 
 OPTION_NAMES: Final = frozenset(field.name for field in fields(BackendOptions))

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import joblib
 import pytest
+from joblib.parallel import BACKENDS
+from joblib.pool import PicklingPool
 
 from distlock_proto import lock_table_pb2 as pb
-from run_once.errors import RunOnceError
+from run_once.errors import ConfigError, RunOnceError
+from run_once.joblib_backend import RunOnceBackend
 from run_once.joblib_worker import is_inside_task
 from tests.other_client import Other
 from tests.servers import ServerProcess
 
 COUNT = 12
+RAY_SECRET = "a" * 64
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +38,37 @@ def dask_cluster() -> Iterator[Any]:
         yield client
 
 
-@pytest.fixture(params=["loky", "threading", "multiprocessing", "dask"])
+@pytest.fixture(scope="module")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Run a ray of two workers on loopback; they keep the environment in which it started."""
+    ray = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RUN_ONCE_CONFIG_DIR", "RUN_ONCE_DATA_DIR", "HOME"):
+            patch.setenv(name, str(tmp_path_factory.mktemp("ray")))
+        patch.setenv("RUN_ONCE_SECRET", RAY_SECRET)
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(params=["loky", "threading", "multiprocessing", "dask", "ray"])
 def inner(
     request: pytest.FixtureRequest, server: ServerProcess, monkeypatch: pytest.MonkeyPatch
-) -> str:
+) -> Iterator[str]:
     """Give the name of a backend that is ready."""
     monkeypatch.setenv("RUN_ONCE_ADDRESS", server.address)
     name = str(request.param)
     if name == "dask":
         _configure_dask(request.getfixturevalue("dask_cluster"))
+    if name == "ray":
+        request.getfixturevalue("ray_cluster")
+        monkeypatch.setenv("RUN_ONCE_SECRET", RAY_SECRET)
+        monkeypatch.delitem(BACKENDS, "ray", raising=False)
     if name == "multiprocessing" and "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("joblib's multiprocessing backend forks")
-    return name
+    bases = PicklingPool.__bases__
+    yield name
+    PicklingPool.__bases__ = bases  # ray puts its own pool below that of multiprocessing
 
 
 def _configure_dask(client: Any) -> None:
@@ -123,15 +147,22 @@ def test_nested_calls_run(inner: str) -> None:
     assert values == [list(range(number)) for number in range(4)]
 
 
+@pytest.mark.parametrize("inner", ["dask", "ray"], indirect=True)
 def test_a_worker_elsewhere_with_another_secret(
-    dask_cluster: Any, server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+    inner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The secret does not cross the network: without sharing it the values cannot be trusted."""
-    monkeypatch.setenv("RUN_ONCE_ADDRESS", server.address)
-    _configure_dask(dask_cluster)
     monkeypatch.setenv("RUN_ONCE_SECRET", "f" * 64)
     calls: list[Callable[[], int]] = [joblib.delayed(abs)(-number) for number in range(3)]
-    with joblib.parallel_config("run_once", inner="dask", n_jobs=2):
+    with joblib.parallel_config("run_once", inner=inner, n_jobs=2):
         assert joblib.Parallel()(calls) == [0, 1, 2], "the values themselves come from the workers"
         with pytest.raises(RunOnceError, match="RUN_ONCE_SECRET"):
             joblib.Parallel()(calls)
+
+
+def test_ray_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then one sentence says so, and what to do."""
+    monkeypatch.delitem(BACKENDS, "ray", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"inner='ray' .*: ray is not installed; pip install"):
+        RunOnceBackend(inner="ray")

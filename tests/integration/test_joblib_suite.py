@@ -52,4 +52,5 @@ def test_sklearn(server: ServerProcess, tmp_path: Path, report: Callable[[str], 
     ours = run_suite("loky", "all", server.address, tmp_path, tests=SKLEARN_TESTS)
     report(f"scikit-learn's suites: {plain} with loky, {ours} with ours as the default")
     assert set(ours.failed) <= set(plain.failed), ours.output[-10_000:]
-    assert ours.passed >= plain.passed > 0
+    assert ours.passed + len(ours.marked) >= plain.passed + len(plain.marked)
+    assert plain.passed > 300

@@ -11,6 +11,7 @@ from typing import Any
 
 from joblib.parallel import get_active_backend
 
+from distlock_proto import lock_table_pb2 as pb
 from run_once.call_keys import CallKeyer
 from run_once.joblib_options import BackendOptions, make_options, resolve
 from run_once.keys import stored_key
@@ -33,8 +34,6 @@ def is_done(func: Any, /, *args: Any, **kwargs: Any) -> bool:
         UnkeyableError: An argument has no lasting value.
         ServerUnavailableError: The server could not be asked.
     """
-    from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
-
     session, key = _find(func, args, kwargs)
     return session.client.lookup([key]).states[0] == pb.KEY_STATE_DONE
 
@@ -56,8 +55,6 @@ def forget(func: Any, /, *args: Any, **kwargs: Any) -> bool:
         UnkeyableError: An argument has no lasting value.
         ServerUnavailableError: The server could not be asked.
     """
-    from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
-
     session, key = _find(func, args, kwargs)
     revision = session.client.server_info().revision
     before = session.client.lookup([key], want_results=True)

@@ -11,13 +11,13 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from distlock_proto import lock_table_pb2 as pb
 from run_once.errors import ResultDamagedError, ResultMissingError
 from run_once.joblib_failures import exhausted
 from run_once.joblib_outcomes import Failure, Planned, Skipped, Value, readable
 from run_once.results import ResultStore
 
 if TYPE_CHECKING:
-    from distlock_proto import lock_table_pb2 as pb
     from run_once.joblib_worker import TaskOptions
     from run_once.lease import Lease
     from run_once.secret import Secret
@@ -114,8 +114,6 @@ class Lookups:
         Returns:
             The keys that are not busy.
         """
-        from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
-
         busy = (pb.KEY_STATE_BUSY, pb.KEY_STATE_BUSY_AHEAD)
         now_s = time.monotonic()
         if self._waits_since_s is None:
@@ -145,8 +143,6 @@ class Lookups:
     def _found(
         self, key: bytes, state: int, result: pb.Result | None, lease: Lease | None
     ) -> Found:
-        from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
-
         if result is not None:
             return self._load(key, result)
         if state in (pb.KEY_STATE_BUSY, pb.KEY_STATE_BUSY_AHEAD):
@@ -177,8 +173,6 @@ class DryLookups(Lookups):
 
     def find(self, keys: Sequence[bytes], *, max_claims: int = 0) -> dict[bytes, Found]:
         """Look keys up; what is found stands in the place of the values."""
-        from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
-
         del max_claims  # nothing is claimed
         words: dict[int, Literal["done", "failed", "in flight"]] = {
             pb.KEY_STATE_DONE: "done",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
+from distlock_proto import lock_table_pb2 as pb
 from run_once.joblib_failures import exhausted
 from run_once.joblib_outcomes import Elsewhere, Failure, Outcome, Value
 from run_once.results import ResultStore, is_inline
@@ -25,7 +26,6 @@ from run_once.secret import Secret
 from run_once.task import Grant, Ran, Session, error_text, run_and_store, run_task
 
 if TYPE_CHECKING:
-    from distlock_proto import lock_table_pb2 as pb
     from run_once.config import Config
 
 _inside = threading.local()
@@ -219,6 +219,4 @@ def _line(error: Exception) -> str:
 
 
 def _is_exhausted(state: int) -> bool:
-    from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
-
     return state == pb.KEY_STATE_EXHAUSTED

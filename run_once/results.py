@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from distlock_proto import lock_table_pb2 as pb
 from run_once.buffers import Parts, sha256
 from run_once.errors import (
     ResultDamagedError,
@@ -27,7 +28,6 @@ from run_once.result_places import (
 from run_once.secret import Secret, load_secret
 
 if TYPE_CHECKING:
-    from distlock_proto import lock_table_pb2 as pb
     from run_once.client import Grant, LockClient
     from run_once.lease import Lease
 
@@ -92,8 +92,6 @@ class ResultStore:
         Raises:
             ResultError: The value cannot be stored, so the key must not be completed.
         """
-        from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
-
         holder: Any = lease
         grant: Grant = getattr(holder, "grant", holder)
         data = dump(
@@ -131,8 +129,6 @@ class ResultStore:
             SignatureError: The value was signed with another secret.
             ResultError: The value cannot be loaded here, or is at a place that is not configured.
         """
-        from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
-
         if result.storage == pb.Result.STORAGE_NONE:
             raise ResultMissingError(f"key {_shown(key)} is done, but no value was stored with it")
         if result.storage == pb.Result.STORAGE_URL:
@@ -209,8 +205,6 @@ def discard(key: bytes, token: int, result: pb.Result | None) -> None:
         token: The token under which it was stored.
         result: The result that `ResultStore.store` made.
     """
-    from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
-
     if result is None or result.storage != pb.Result.STORAGE_URL:
         return
     url = result.payload.decode("utf-8", "replace")
@@ -229,8 +223,6 @@ def discard(key: bytes, token: int, result: pb.Result | None) -> None:
 
 def is_inline(result: pb.Result | None) -> bool:
     """Tell whether a result brings its value along."""
-    from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 - loads protobuf
-
     return result is not None and result.storage == pb.Result.STORAGE_INLINE
 
 

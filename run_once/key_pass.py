@@ -94,6 +94,7 @@ class KeyPass(Generic[ItemT]):
     Attributes:
         counts: What became of the keys so far.
         session: The connection.
+        first_busy: The first key that was left to others; None: none was.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class KeyPass(Generic[ItemT]):
     ) -> None:
         self.counts = Counts()
         self.session = session
+        self.first_busy: bytes | None = None
         self._source = source
         self._options = options
         self._clock = clock
@@ -227,6 +229,7 @@ class KeyPass(Generic[ItemT]):
             self._pending[key] = item
         else:
             self.counts.busy += 1
+            self.first_busy = self.first_busy or key
 
     def _begin(self, item: ItemT, lease: Lease) -> LiveItem[ItemT] | None:
         """Register a claimed item; with `is_for_good` complete it, too, before it is handed out."""

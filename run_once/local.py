@@ -163,11 +163,19 @@ def answers(address: str) -> bool:
     return _is_listening(address) and not _problem(address, _PROBE_TIMEOUT_S)
 
 
-def announce(text: str) -> None:
-    """Say something that a user must know to standard error, in one line, once per process."""
-    if text in _ANNOUNCED:
+def announce(text: str, *, about: str | None = None) -> None:
+    """Say something that a user must know to standard error, in one line, once per process.
+
+    Args:
+        text: The sentence.
+        about: What is said once, where the sentence itself differs each time; None: the sentence.
+    """
+    about = about or text
+    if about in _ANNOUNCED:
         return
-    _ANNOUNCED.add(text)
+    if len(_ANNOUNCED) >= _MAX_ANNOUNCED:
+        _ANNOUNCED.clear()
+    _ANNOUNCED.add(about)
     try:
         sys.stderr.write(f"run-once: {text}\n")
         sys.stderr.flush()
@@ -176,6 +184,7 @@ def announce(text: str) -> None:
 
 
 _ANNOUNCED: Final[set[str]] = set()
+_MAX_ANNOUNCED: Final = 1_000
 
 
 def _is_server(address: str) -> bool:

@@ -17,6 +17,7 @@ from run_once.errors import LeaseLostWarning
 from run_once.exit_signals import ExitSignals
 from run_once.key_pass import Counts, KeyPass
 from run_once.live import LiveItem, Outcome, registry, release_all, show
+from run_once.pass_end import tell_end
 from run_once.progress import Progress
 from run_once.readahead import ADVICE, ReadAheadWatch
 from run_once.session import give_back_all
@@ -95,6 +96,8 @@ class Loop(Iterator[ItemT]):
                 raise
             if live is None:
                 self.close()
+                if not self._config.progress:  # which has shown the same
+                    tell_end(running, self._config.namespace)
             else:
                 live.is_current = True
                 self._current = live

@@ -43,8 +43,10 @@ class Snapshot(NamedTuple):
         in_flight_elsewhere: Keys of the namespace that others hold.
         failed: Keys of the namespace that failed and were not tried again.
         lost: Leases lost by this pass.
-        rate: Keys done per second, by all.
+        rate: Keys done per second: lately, by all; of the last one: here, on average.
         left_s: Time left at that rate, in seconds; None: not known.
+        busy: Keys that this pass left to others.
+        is_last: The pass has ended.
     """
 
     done_here: int
@@ -55,6 +57,8 @@ class Snapshot(NamedTuple):
     lost: int
     rate: float
     left_s: float | None
+    busy: int = 0
+    is_last: bool = False
 
     def describe(self) -> str:
         """Give it as one line."""
@@ -62,7 +66,7 @@ class Snapshot(NamedTuple):
         parts = [
             f"done {self.done_here:,} here, {self.done_by_all:,}{of_total} by all",
             *self.details(),
-            f"{self.rate:.3g} keys/s",
+            f"{self.rate:.3g} keys/s{' here on average' if self.is_last else ''}",
         ]
         if self.left_s is not None:
             parts.append(f"about {duration(self.left_s)} left")
@@ -73,6 +77,8 @@ class Snapshot(NamedTuple):
         parts = [f"in flight elsewhere {self.in_flight_elsewhere:,}", f"failed {self.failed:,}"]
         if self.lost:
             parts.append(f"lost {self.lost:,}")
+        if self.busy:
+            parts.append(f"left to others {self.busy:,}")
         return parts
 
 
@@ -125,7 +131,7 @@ class Progress:
         self._namespace = namespace
         self._display = display
         self._clock = clock
-        self._shown_ns = clock.now_ns()
+        self._began_ns = self._shown_ns = clock.now_ns()
         self._counted_ns: int | None = None
         self._count: pb.CountReply | None = None
         self._history: deque[tuple[int, int]] = deque()
@@ -152,7 +158,7 @@ class Progress:
                 if not self._stop.is_set():
                     self._display.show(self.snapshot())
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, *, is_last: bool = False) -> Snapshot:
         """Put the numbers together."""
         counts, total, count = self._pass.counts, self._pass.total, self._count
         done_by_all = counts.known_done
@@ -162,7 +168,8 @@ class Progress:
         if total is not None:
             done_by_all = min(done_by_all, total)
         held_here = counts.handed_out - counts.completed - counts.failed - counts.lost
-        rate = self._rate()
+        rate = self._mean_rate() if is_last else self._rate()
+        knows_end = total is not None and rate > 0 and not is_last
         return Snapshot(
             done_here=counts.completed,
             done_by_all=done_by_all,
@@ -171,14 +178,16 @@ class Progress:
             failed=count.failed if count else counts.failed,
             lost=counts.lost,
             rate=rate,
-            left_s=(total - done_by_all) / rate if total is not None and rate > 0 else None,
+            left_s=((total or 0) - done_by_all) / rate if knows_end else None,
+            busy=counts.busy,
+            is_last=is_last,
         )
 
     def close(self) -> None:
         """Show the last state, and end."""
         self._stop.set()
         with self._lock:
-            self._display.show(self.snapshot())
+            self._display.show(self.snapshot(is_last=True))
             self._display.close()
 
     def _run(self) -> None:
@@ -209,6 +218,11 @@ class Progress:
             return 0.0
         (first_ns, first), (last_ns, last) = history[0], history[-1]
         return max(0, last - first) * _NS_PER_S / (last_ns - first_ns)
+
+    def _mean_rate(self) -> float:
+        """Give the keys done here per second since the pass began."""
+        elapsed_ns = self._clock.now_ns() - self._began_ns
+        return self._pass.counts.completed * _NS_PER_S / elapsed_ns if elapsed_ns > 0 else 0.0
 
 
 class Lines:

@@ -20,8 +20,10 @@ from run_once import (
     KeyTypeError,
     NotHeldError,
     ServerUnavailableError,
+    local,
     notify_failure,
     notify_success,
+    pass_end,
 )
 from run_once.key_pass import MAX_CHUNK_KEYS
 from run_once.loop import Loop
@@ -32,6 +34,12 @@ from tests.servers import InprocServer
 ABSENT, DONE, FAILED = pb.KEY_STATE_ABSENT, pb.KEY_STATE_DONE, pb.KEY_STATE_FAILED
 BUSY = pb.KEY_STATE_BUSY
 pytestmark = pytest.mark.usefixtures("configured_server")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what was said before, since a sentence comes once per process."""
+    monkeypatch.setattr(local, "_ANNOUNCED", set())
 
 
 # ---------------------------------------------------------------- what is handed out
@@ -324,3 +332,63 @@ def test_a_forked_child_goes_on_with_claims_of_its_own(other: Other) -> None:
         process.stdin.close()
         assert process.wait(60) == 0
     assert other.states("a") == [DONE]
+
+
+# ---------------------------------------------------------------- what is said at the end
+
+
+def test_passed_over_is_said(other: Other, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pass that left keys to others says how many, the first, its holder and for how long."""
+    other.claim("\x1ens\x1fb", "\x1ens\x1fc", ttl_s=90)
+    loop = DistributedIterator(["a", "b", "c"], namespace="ns")
+    for _ in range(2):
+        list(loop)
+    assert capsys.readouterr().err == (
+        "run-once: 2 keys were passed over, held by others (the first: 'b' (namespace 'ns'), held "
+        "by other for 1 min 30 s more unless renewed): with `wait=True` the loop stays for them; "
+        "else run it again later\n"
+    )
+
+
+def test_nothing_to_do_is_said(other: Other, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pass that handed nothing out, as all was done before, says how to do it again."""
+    list(DistributedIterator(["a", "b"]))
+    assert capsys.readouterr().err == ""
+    list(DistributedIterator(["a", "b"]))
+    said = capsys.readouterr().err
+    assert said.startswith("run-once: all 2 keys were done before (namespace (none)): ")
+    assert said.count("\n") == 1
+    for name in ("version=", "namespace=", "run-once reset"):
+        assert name in said
+    list(DistributedIterator(["a"]))
+    assert capsys.readouterr().err.startswith("run-once: the only key was done before")
+
+
+def test_other_ends_say_nothing(other: Other, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pass that was left early, had work, had no keys or shows its progress says nothing."""
+    other.finish("a", "b")
+    other.claim("held")
+    list(DistributedIterator([]))
+    list(DistributedIterator(["a", "b", "c"]))
+    for _item in DistributedIterator(["held", "x", "y"]):
+        break
+    assert capsys.readouterr().err == ""
+    list(DistributedIterator(["held", "z"], progress=True))
+    said = capsys.readouterr().err
+    assert "passed over" not in said
+    assert "left to others 1" in said
+
+
+def test_the_end_is_good_without_a_server(
+    configured_server: InprocServer, other: Other, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that goes just before the line about its keys costs the holder's name only."""
+    monkeypatch.setenv("RUN_ONCE_RETRY_S", "0.1")
+    other.claim("held")
+    running = DistributedIterator(["held"], chunksize=1)._begin()
+    assert running.claim_next() is None
+    configured_server.server.stop()
+    said: list[str] = []
+    monkeypatch.setattr(pass_end, "announce", lambda text, about: said.append(text))
+    pass_end.tell_end(running, "")
+    assert "(the first: 'held')" in said[0]

@@ -111,6 +111,16 @@ def test_without_a_namespace_others_keys_do_not_count(manual_clock: ManualClock)
     assert progress.snapshot().done_by_all == 15
 
 
+def test_last_line_has_the_mean_rate(manual_clock: ManualClock) -> None:
+    """The last line gives what was done here per second of the whole pass, and what was left."""
+    running, display, progress = make(manual_clock)
+    running.counts = Counts(handed_out=12, completed=12, busy=3)
+    manual_clock.advance(4)
+    progress.close()
+    assert "; left to others 3; 3 keys/s here on average" in display.shown[-1].describe()
+    assert display.shown[-1].left_s is None
+
+
 def test_unknown_total(manual_clock: ManualClock) -> None:
     """Of a generator there is no total and no time left."""
     running, display, progress = make(manual_clock, total=None)

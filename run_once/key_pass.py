@@ -128,6 +128,7 @@ class KeyPass(Generic[ItemT]):
 
         Raises:
             RunOnceError: The server cannot be asked, or an item has no usable key.
+            Exception: The caller's iterable raised it, and all that it gave before is handed out.
         """
         while True:
             self._take_in_settled()
@@ -140,6 +141,8 @@ class KeyPass(Generic[ItemT]):
             elif self._pending:
                 self._wait()
             elif not self._settled:
+                if self._source.error is not None:
+                    raise self._source.error
                 return None
 
     def on_settled(self, item: LiveItem[Any]) -> None:

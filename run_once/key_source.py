@@ -21,7 +21,8 @@ class KeySource(Generic[ItemT]):
 
     Attributes:
         total: Number of items, where the iterable knows it; else None.
-        is_exhausted: The iterable has ended.
+        is_exhausted: The iterable has ended, or raised.
+        error: What it raised, for when what it gave before is handed out; None: nothing.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class KeySource(Generic[ItemT]):
             shuffle.shuffle(items)
         self.total = _length(items)
         self.is_exhausted = False
+        self.error: Exception | None = None
         self._items: Iterator[ItemT] = iter(items)
         self._make_key = make_key
         self._clock = clock
@@ -62,7 +64,7 @@ class KeySource(Generic[ItemT]):
         if self.is_exhausted or len(window) >= size:
             return
         started_ns = self._clock.now_ns()
-        for item in self._items:
+        for item in self._read_on():
             window.setdefault(self._make_key(item), item)
             if len(window) >= size:
                 return
@@ -70,6 +72,18 @@ class KeySource(Generic[ItemT]):
             if is_slow and len(window) >= prompt_size:
                 return
         self.is_exhausted = True
+
+    def _read_on(self) -> Iterator[ItemT]:
+        """Go on with the caller's iterable, up to its end or its error."""
+        while True:
+            try:
+                item = next(self._items)
+            except StopIteration:
+                return
+            except Exception as error:  # noqa: BLE001 (kept: it must not cost what came before)
+                self.error = error
+                return
+            yield item
 
 
 def key_maker(

@@ -108,6 +108,21 @@ def test_endless_generator_is_a_stream() -> None:
     assert read <= 25 + 10
 
 
+@pytest.mark.parametrize("chunksize", [1, 2, 10])
+def test_an_iterable_that_raises_loses_nothing(other: Other, chunksize: int) -> None:
+    """What a generator gave before it raised is handed out and done, then its error comes."""
+
+    def keys() -> Iterator[str]:
+        yield from "abc"
+        raise OSError("the list of keys is gone")
+
+    seen: list[str] = []
+    with pytest.raises(OSError, match="the list of keys is gone"):
+        seen.extend(DistributedIterator(keys(), chunksize=chunksize))
+    assert seen == ["a", "b", "c"]
+    assert other.states("a", "b", "c") == [DONE] * 3
+
+
 def test_shuffle() -> None:
     """Shuffled keys come in the seed's order, the same in each process; others as given."""
     keys = list(range(40))

@@ -19,10 +19,18 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from run_once.errors import ConfigError
-from run_once.options import CHECKS, MAX_OWNER_BYTES, BadValueError
+from run_once.options import (
+    CHECKS,
+    ENV_PREFIX,
+    MAX_OWNER_BYTES,
+    OTHER_VARIABLES,
+    BadValueError,
+    did_you_mean,
+    variable,
+)
+from run_once.warn import warn_user
 
 INI_NAME: Final = ".run_once.ini"
-ENV_PREFIX: Final = "RUN_ONCE_"
 SOURCE_ARGUMENT: Final = "argument"
 SOURCE_DEFAULT: Final = "default"
 SOURCE_LISTENING: Final = "a server that listens on this machine"
@@ -129,15 +137,29 @@ def load_config(
         if value is not None
     }
     for name in CHECKS:
-        if environ.get(f"{ENV_PREFIX}{name.upper()}"):
-            variable = f"{ENV_PREFIX}{name.upper()}"
-            given.setdefault(name, _Given(environ[variable], variable))
+        if environ.get(variable(name)):
+            given.setdefault(name, _Given(environ[variable(name)], variable(name)))
+    _warn_of_unknown_variables(environ)
     for path in _ini_paths(cwd or _working_folder(), home or _home_folder()):
         for name, value in _read_ini(path).items():
             given.setdefault(name, _Given(value, str(path)))
     parsed = {name: _parse(name, item) for name, item in given.items()}
     source = given["address"].source if "address" in given else SOURCE_DEFAULT
     return dataclasses.replace(Config(), source=source, **parsed)
+
+
+def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
+    """Warn, once per process, of variables that look like options and are none."""
+    known = [*map(variable, CHECKS), *OTHER_VARIABLES]
+    for name in sorted(environ):
+        if not name.startswith(ENV_PREFIX) or name in known or name in _WARNED_OF:
+            continue
+        if environ[name]:
+            _WARNED_OF.add(name)
+            warn_user(f"variable {name} is no option, and is ignored{did_you_mean(name, known)}")
+
+
+_WARNED_OF: Final[set[str]] = set()
 
 
 def default_owner() -> str:
@@ -218,7 +240,8 @@ def _read_ini(path: Path) -> dict[str, str]:
     if port and not _has_port(lines["address"]):
         lines["address"] = _join(lines["address"], port)
     for name in sorted(set(lines) - set(CHECKS)):
-        logger.warning("%s: no such option: %s; options: %s", path, name, ", ".join(CHECKS))
+        options = f"options: {', '.join(CHECKS)}{did_you_mean(name, CHECKS)}"
+        logger.warning("%s: no such option: %s; %s", path, name, options)
     return {name: value for name, value in lines.items() if name in CHECKS and value}
 
 

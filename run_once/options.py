@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import configparser
+import difflib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -195,3 +196,23 @@ CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "runtime_dir": _path,
 }
 """Every option and its check, in the order in which messages list them."""
+
+ENV_PREFIX: Final = "RUN_ONCE_"
+
+OTHER_VARIABLES: Final = {
+    "RUN_ONCE_CONFIG_DIR": "Folder of the secret's file; else the user's configuration folder.",
+    "RUN_ONCE_SECRET_FILE": "The secret's file; else `secret` in that folder, made on first use.",
+    "RUN_ONCE_2021_WHEEL": "For the tests: the wheel of 0.4.2, instead of a download.",
+}
+"""Variables that are read and are no option, and their meaning."""
+
+
+def variable(option: str) -> str:
+    """Give the environment variable of an option."""
+    return f"{ENV_PREFIX}{option.upper()}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Guess what a misspelt name was to be: a phrase that ends a message, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from run_once import config
 from run_once.config import Config, default_owner, load_config
-from run_once.errors import ConfigError
-from run_once.options import CHECKS, MAX_OWNER_BYTES, parse_address
+from run_once.errors import ConfigError, RunOnceWarning
+from run_once.options import CHECKS, MAX_OWNER_BYTES, parse_address, variable
 
 
 @pytest.fixture
@@ -114,6 +116,37 @@ def test_unknown_line_of_ini(project: Path, home: Path, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         assert load_config(environ={}, cwd=project, home=home).address is None
     assert "no such option: adress" in caplog.text
+    assert "did you mean address?" in caplog.text
+
+
+def test_unknown_variable(
+    project: Path, home: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A variable that is no option, perhaps misspelt, is one warning in a process."""
+    monkeypatch.setattr(config, "_WARNED_OF", set())
+    environ = {"RUN_ONCE_ADRESS": "lock:1", "RUN_ONCE_EMPTY": "", "RUN_ONCE": "1", "RUNONCE_X": "1"}
+    for _ in range(2):
+        assert load_config(environ=environ, cwd=project, home=home).address is None
+    (warning,) = recwarn
+    assert warning.category is RunOnceWarning
+    assert "RUN_ONCE_ADRESS is no option" in str(warning.message)
+    assert str(warning.message).endswith("did you mean RUN_ONCE_ADDRESS?")
+    assert warning.filename == __file__
+
+
+def test_variables_that_are_read_are_known(
+    project: Path, home: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """No variable that the code names, in the library or for the tests, is warned of."""
+    monkeypatch.setattr(config, "_WARNED_OF", set())
+    package = Path(config.__file__).parent
+    named = {"RUN_ONCE_2021_WHEEL"}
+    for path in package.glob("*.py"):
+        named |= set(re.findall(r"RUN_ONCE_[A-Z0-9_]+\b", path.read_text(encoding="utf-8")))
+    assert {"RUN_ONCE_SECRET_FILE", "RUN_ONCE_CONFIG_DIR", "RUN_ONCE_ADDRESS"} < named
+    environ = dict.fromkeys(named, "x") | {variable(name): "" for name in CHECKS}
+    load_config(environ=environ, cwd=project, home=home)
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_unknown_argument() -> None:
@@ -249,5 +282,5 @@ def test_default_owner() -> None:
 
 def test_resolved_keeps_an_address() -> None:
     """A configured address is never looked for, let alone replaced."""
-    config = load_config(environ={}, address="nowhere.invalid:1")
-    assert config.resolved() is config
+    found = load_config(environ={}, address="nowhere.invalid:1")
+    assert found.resolved() is found

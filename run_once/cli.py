@@ -283,6 +283,7 @@ def _print_unconfigured(config: Config) -> None:
 
     reason = cluster.multi_node_reason(os.environ)
     if local.answers(local.DEFAULT_ADDRESS):
+        local.refuse_two_servers(local.places(config, os.environ), local.DEFAULT_ADDRESS)
         print(f"{local.DEFAULT_ADDRESS}\n  nothing is configured, and a server listens there")
     elif reason is not None:
         print(f"none\n  no server is configured, and this is {reason}: set RUN_ONCE_ADDRESS")

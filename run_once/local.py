@@ -101,12 +101,15 @@ def find_server(
         The server, which has answered.
 
     Raises:
-        ConfigError: This is part of a job on several machines, or the server cannot be started.
+        ConfigError: This is part of a job on several machines, or the server cannot be started, or
+            another is in use beside the one that listens.
     """
     environ = os.environ if environ is None else environ
     if _is_server(default_address):
         found = Endpoint(default_address, SOURCE_LISTENING)
-        _note_source(places(config, environ), found)
+        own = places(config, environ)
+        refuse_two_servers(own, default_address)
+        _note_source(own, found)
         return found
     reason = multi_node_reason(environ)
     if reason is not None:
@@ -115,6 +118,25 @@ def find_server(
     found = Endpoint(_ensure_running(own, config), SOURCE_OWN)
     _note_source(own, found)
     return found
+
+
+def refuse_two_servers(own: Places, listening: str) -> None:
+    """Refuse to pass this machine's own server over while somebody works with it.
+
+    Raises:
+        ConfigError: It runs, and has leases that run.
+    """
+    from run_once import own_server  # noqa: PLC0415 (needs what only POSIX systems have)
+
+    address = own_server.find_running(own)
+    holder = own_server.holder_at(address) if address is not None else None
+    if holder is not None:
+        raise ConfigError(
+            f"no lock server is configured, and two are in use: one listens at {listening}, and "
+            f"with this machine's own at {address} {holder} is at work, so that the same work "
+            f"might be done twice; set RUN_ONCE_ADDRESS={listening} or RUN_ONCE_ADDRESS={address} "
+            "for all processes"
+        )
 
 
 def reviver(config: Config) -> Callable[[], None]:

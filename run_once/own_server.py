@@ -15,12 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from distlock_proto import lock_table_pb2 as pb
+from run_once.channel import GrpcTransport, TransportError
 from run_once.errors import ConfigError
 from run_once.local import Places, answers, read_note, write_whole
 
 _LOCK_WAIT_S: Final = 90.0
 _START_WAIT_S: Final = 60.0
 _END_WAIT_S: Final = 6.0
+_LIST_TIMEOUT_S: Final = 10.0
 _POLL_S: Final = 0.03
 _PACKAGES: Final = ("distlock_server", "distlock_proto")
 _INSTALLED: Final = ("site-packages", "dist-packages")
@@ -37,6 +40,24 @@ def find_running(own: Places) -> str | None:
         if Path(candidate).exists() and answers(f"unix:{candidate}"):
             return f"unix:{candidate}"
     return None
+
+
+def holder_at(address: str) -> str | None:
+    """Give the owner of a lease that runs at a server; None: there is none, or it cannot be asked.
+
+    A page of what is held is looked at, not all of it.
+    """
+    transport = GrpcTransport(address)
+    try:
+        request = pb.ListRequest(filter=pb.LIST_FILTER_HELD)
+        reply = transport.call("List", request, pb.ListReply, _LIST_TIMEOUT_S)
+    except TransportError:
+        return None
+    finally:
+        transport.close()
+    states = (pb.KEY_STATE_BUSY, pb.KEY_STATE_BUSY_AHEAD)
+    owners = [info.owner for info in reply.infos if info.state in states]
+    return (owners[0] or "somebody unnamed") if owners else None
 
 
 def start(own: Places, *, idle_exit_s: float) -> tuple[str, bool]:

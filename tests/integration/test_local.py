@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from run_once import local
+from run_once import cli, local
 from run_once.config import SOURCE_LISTENING, SOURCE_OWN, Config, load_config
 from run_once.errors import ConfigError
 from run_once.local import find_server, places
@@ -172,6 +173,30 @@ def test_server_that_listens_is_used(
     assert f"the last run used {server.address}" in said
     find_server(config, environ={}, default_address=server.address)
     assert f"the lock server is {server.address} now" in capsys.readouterr().err
+
+
+def test_two_servers_in_use_are_refused(
+    server: ServerProcess, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While somebody works with the own server, one that listens does not part the work in two."""
+    config = _own_config()
+    session = Session.get(config)
+    claimed = session.claim([b"a"], ttl_s=60)
+    with pytest.raises(ConfigError, match="two are in use") as raised:
+        find_server(load_config(), environ={}, default_address=server.address)
+    for text in (
+        f"RUN_ONCE_ADDRESS={server.address}",
+        f"RUN_ONCE_ADDRESS={config.address}",
+        session.client.owner,
+    ):
+        assert text in str(raised.value)
+    monkeypatch.setattr(local, "DEFAULT_ADDRESS", server.address)
+    result = CliRunner().invoke(cli.main, ["where"])
+    assert result.exit_code == 1
+    assert "two are in use" in result.output
+    session.complete(claimed.leases[0])
+    found = find_server(load_config(), environ={}, default_address=server.address)
+    assert found.source == SOURCE_LISTENING
 
 
 def test_server_that_listens_is_used_within_jobs(server: ServerProcess) -> None:

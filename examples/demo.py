@@ -3,7 +3,7 @@
     make demo
 
 It starts a lock server of its own in a temporary folder, checks everything it claims, and exits 0
-only if all of it holds. Nothing is left running.
+only if all of it holds. Nothing is left running, also if it is interrupted or told to end.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 EXAMPLES = Path(__file__).parent
 N_JOBS = 2
@@ -31,6 +31,11 @@ LEASE_S = 4.0
 
 LIMIT_S = 170.0
 """The demo's own time limit, in seconds."""
+
+SHOW_S = 1.0
+"""A line says who fits what so often."""
+
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
@@ -84,7 +89,9 @@ class Demo:
         process.wait()
 
     def close(self) -> None:
-        """End every process that was started."""
+        """End every process that was started, and let nothing interrupt that."""
+        for number in END_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         for process in self.processes:
             self.kill(process)
 
@@ -92,9 +99,12 @@ class Demo:
 class Events:
     """The file in which the estimator notes its fits, read as it grows."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, now_s: Callable[[], float] = time.monotonic) -> None:
         """Read from the start."""
         self._folds: dict[str, int] = {}
+        self._now_s = now_s
+        self._shown_s = now_s()
+        self._doing: dict[str, str] = {}
         self.path = path
         self.path.touch()
         self.seen: list[dict[str, Any]] = []
@@ -112,14 +122,21 @@ class Events:
         return new
 
     def show(self, total: int) -> None:
-        """Print what is new, a line for each fit that ended."""
-        ended = len({name_of(event) for event in self.seen if event["what"] == "end"})
+        """Print, a line a second, how many fits are done and which each process began last."""
         for event in self.read():
-            if event["what"] == "end":
-                ended += 1
-                who = f"{event['label']:>2} pid {event['pid']}"
-                fold = self._folds.setdefault(event["fold"], len(self._folds) + 1)
-                print(f"  {who}  fits  {event['fit']:<40} fold {fold}  {ended:>3}/{total}")
+            fold = self._folds.setdefault(event["fold"], len(self._folds) + 1)
+            if event["what"] == "start":
+                self._doing[event["label"]] = f"{event['fit']} fold {fold}"
+        if not self._doing or self._now_s() - self._shown_s < SHOW_S:
+            return
+        self._shown_s = self._now_s()
+        done = len({name_of(event) for event in self.seen if event["what"] == "end"})
+        who = " | ".join(f"{label} fits {what}" for label, what in sorted(self._doing.items()))
+        print(f"  {done:>3}/{total} done  {who}")
+
+    def forget(self, label: str) -> None:
+        """Show a process no more: it has ended."""
+        self._doing.pop(label, None)
 
 
 def name_of(event: dict[str, Any]) -> tuple[str, str]:
@@ -184,7 +201,8 @@ def share_grid(demo: Demo) -> Events:
             break
         time.sleep(0.05)
     demo.kill(process_b)
-    events.show(total)
+    events.read()
+    events.forget("B")
     print("  -- B is killed --")
     process_b2 = grid_process(demo, "B2")
     while process_a.poll() is None or process_b2.poll() is None:
@@ -194,7 +212,7 @@ def share_grid(demo: Demo) -> Events:
         time.sleep(0.05)
     demo.wait(process_a, "process A")
     demo.wait(process_b2, "process B2")
-    events.show(total)
+    events.read()
     report_grid(demo, events, total)
     return events
 
@@ -205,15 +223,20 @@ def report_grid(demo: Demo, events: Events, total: int) -> None:
     started = Counter(name_of(event) for event in events.seen if event["what"] == "start")
     last_of_b = {e["pid"]: name_of(e) for e in events.seen if e["label"] == "B"}
     repeated = [name for name, n in started.items() if n > 1]
-    print("\n  process      fits ended")
-    for label in ("A", "B", "B2"):
-        print(f"  {label:<12} {sum(event['label'] == label for event in ended):>10}")
-    print(f"  {'in all':<12} {len(ended):>10}")
-    print(
-        f"  {'cut off':<12} {sum(started.values()) - len(ended):>10}    by the kill, without an end"
-    )
-    print(f"  {'repeated':<12} {len(repeated):>10}    started twice")
-    print(f"  {'to be done':<12} {total:>8}\n")
+    begun = sum(started.values())
+    rows = [("process", "fits begun", "fits ended", "")]
+    for label, note in (("A", ""), ("B", "killed"), ("B2", "")):
+        counts = Counter(event["what"] for event in events.seen if event["label"] == label)
+        rows.append((label, f"{counts['start']}", f"{counts['end']}", note))
+    rows += [
+        ("in all", f"{begun}", f"{len(ended)}", f"the kill cut {begun - len(ended)} off"),
+        ("wanted", f"{total}", f"{total}", ""),
+        ("repeated", f"{begun - total}", "", "begun once more because of the kill"),
+    ]
+    print()
+    for name, began, end, note in rows:
+        print(f"  {name:<10} {began:>12} {end:>12}    {note}".rstrip())
+    print()
     demo.check(len(started) == total, f"all {total} fits were done")
     demo.check(
         all(name in last_of_b.values() and started[name] == 2 for name in repeated),
@@ -265,8 +288,16 @@ def share_loop(demo: Demo) -> None:
     demo.check(max(done.values()) == 1, "no file was hashed twice")
 
 
+def end(number: int, _frame: object) -> NoReturn:
+    """End on a signal, by way of what ends the processes that were started."""
+    print(f"\n{signal.Signals(number).name}: ending all processes", flush=True)
+    raise SystemExit(128 + number)
+
+
 def main() -> int:
     """Run the demo; give its exit status."""
+    for number in END_SIGNALS:
+        signal.signal(number, end)
     started_s = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="run-once-demo-"))
     demo = Demo(folder, started_s + LIMIT_S)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from run_once.local import DEFAULT_ADDRESS
-from tests.other_client import Other
+from tests.other_client import Other, until
 from tests.servers import ServerProcess
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -106,6 +109,97 @@ def test_caching_pipeline(server: ServerProcess, tmp_path: Path) -> None:
     assert numbers(third) == [0, 20, 0]
 
 
+@pytest.mark.skipif(shutil.which("ps") is None, reason="the process table is read with ps")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_demo_ends_all_it_started(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told to end, the demo takes its server, searches and workers with it, without a traceback."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    demo = start("demo.py")
+    try:
+        until(lambda: any("demo_grid.py" in line for line in _processes(str(tmp_path))))
+        groups = [line.split()[0] for line in _processes(str(tmp_path))]
+        assert len(groups) >= 2, "a server and a search"
+        demo.send_signal(number)
+        text, _ = demo.communicate(timeout=TIMEOUT_S)
+    finally:
+        demo.kill()
+        demo.wait()
+    assert demo.returncode == 128 + number
+    assert "Traceback" not in text
+    until(lambda: not [line for line in _processes("") if line.split()[0] in groups])
+    assert not list(tmp_path.glob("run-once-demo-*"))
+
+
+def _processes(text: str) -> list[str]:
+    """Give group and command of every process that runs and whose command contains a text."""
+    done = subprocess.run(
+        ["ps", "-A", "-ww", "-o", "pgid=,stat=,args="], capture_output=True, text=True, check=True
+    )
+    return [
+        line
+        for line in done.stdout.splitlines()
+        if text in line and not line.split()[1].startswith("Z")
+    ]
+
+
+def test_demo_table_adds_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The demo's table says why more fits were begun than wanted, in columns."""
+    demo = load_demo(monkeypatch)
+    events = demo.Events(tmp_path / "events")
+    done = [("A", "one"), ("A", "two"), ("B2", "three")]
+    events.seen = [
+        {"what": what, "label": label, "pid": 1, "fit": fit, "fold": "x"}
+        for what, label, fit in [
+            ("start", "B", "three"),
+            *((what, *fit) for fit in done for what in ("start", "end")),
+        ]
+    ]
+    for label in ("plain", "A", "B2"):
+        (tmp_path / f"scores_{label}.json").write_text('{"scores": {}}')
+    demo.report_grid(demo.Demo(tmp_path, 0.0), events, total=3)
+    said = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    for line in (
+        "B 1 0 killed",
+        "in all 4 3 the kill cut 1 off",
+        "wanted 3 3",
+        "repeated 1 begun once more because of the kill",
+        "ok all 3 fits were done",
+    ):
+        assert line in lines
+    ends = {re.match(r"  \w+(?: all)? +\d+", row) for row in said.splitlines()[2:8]}
+    assert {match.end() for match in ends if match} == {25}
+
+
+def test_demo_shows_a_line_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However many fits there are, a line a second says how many are done and who fits what."""
+    now_s = 0.0
+    events = load_demo(monkeypatch).Events(tmp_path / "events", lambda: now_s)
+    with events.path.open("a") as file:
+        for fit in range(50):
+            for what in ("start", "end"):
+                event = {"what": what, "label": "AB"[fit % 2], "fit": f"C={fit}", "fold": "x"}
+                file.write(json.dumps(event) + "\n")
+    events.show(250)
+    assert capsys.readouterr().out == ""
+    now_s = 1.5
+    for _ in range(5):
+        events.show(250)
+    assert capsys.readouterr().out == ("   50/250 done  A fits C=48 fold 1 | B fits C=49 fold 1\n")
+
+
+def load_demo(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import the demo as a module."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("demo")
+
+
 def test_nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With nothing configured an example works, says so in one line, and its work is kept."""
     with socket.socket() as probe:
@@ -120,7 +214,10 @@ def test_nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         first = output(start("loop_100k.py", "--keys=50"))
         assert first.count("run-once: started this machine's own lock server") == 1
         assert numbers(first) == [50, 0]
-        assert output(start("loop_100k.py", "--keys=50")).strip() == "done here: 0; found done: 50"
+        second = output(start("loop_100k.py", "--keys=50"))
+        assert "started" not in second
+        assert "run-once: all 50 keys were done before (namespace example-loop)" in second
+        assert numbers(second) == [0, 50]
     finally:
         for note in tmp_path.rglob("server.json"):
             os.kill(json.loads(note.read_text())["pid"], signal.SIGTERM)

@@ -1,18 +1,23 @@
 """A caching pipeline: each output is computed and uploaded once, and downloaded by everybody else.
 
-    python examples/caching_pipeline.py --bucket /tmp/bucket
+    python examples/caching_pipeline.py --bucket bucket
 
-The bucket is a folder here; object storage works the same.
+The bucket is a folder here; object storage works the same. It must last as long as the lock
+server's database, which says of each output whether it was uploaded.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import tempfile
 from pathlib import Path
 
+import platformdirs
+
 from run_once import Status, run_once
+
+BUCKET = Path(platformdirs.user_data_dir("run-once-example", appauthor=False)) / "bucket"
+"""Beside the database of this machine's own server, so that it lasts as long."""
 
 
 def compute(url: str) -> bytes:
@@ -31,14 +36,20 @@ def upload(path: Path, data: bytes) -> None:
 
 def download(path: Path) -> bytes:
     """Fetch an output from the bucket."""
-    return path.read_bytes()
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise SystemExit(
+            f"{path} was uploaded before, and is gone now; have all outputs computed again:\n"
+            f"    run-once reset --prefix={path.parent.as_uri()}/"
+        ) from None
 
 
 def main() -> None:
     """Go through the URLs, and say what was computed here."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--urls", type=int, default=20, help="number of URLs")
-    parser.add_argument("--bucket", type=Path, default=Path(tempfile.gettempdir()) / "bucket")
+    parser.add_argument("--bucket", type=Path, default=BUCKET, help="default: %(default)s")
     options = parser.parse_args()
     computed, downloaded, left = 0, 0, 0
     for number in range(options.urls):

@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 import sysconfig
+from contextlib import nullcontext
 from pathlib import Path
 
 from run_once import DistributedIterator
@@ -27,13 +29,11 @@ def main() -> None:
     """Hash files and write one JSON line for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--label", default="A", help="name of this process in the demo's output")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="file that the hashes are written to"
-    )
+    parser.add_argument("--out", type=Path, help="file that the hashes are written to")
     parser.add_argument("--wait", action="store_true", help="stay until every file is hashed")
     arguments = parser.parse_args()
     root = Path(sysconfig.get_paths()["stdlib"])
-    with arguments.out.open("a", buffering=1) as out:
+    with arguments.out.open("a", buffering=1) if arguments.out else nullcontext(sys.stdout) as out:
         for name in DistributedIterator(
             library_files(), namespace="demo-loop", wait=arguments.wait
         ):

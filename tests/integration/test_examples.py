@@ -109,6 +109,57 @@ def test_caching_pipeline(server: ServerProcess, tmp_path: Path) -> None:
     assert numbers(third) == [0, 20, 0]
 
 
+def test_caching_pipeline_without_its_bucket(server: ServerProcess, tmp_path: Path) -> None:
+    """The bucket lasts like the database by default; one that is gone is a sentence."""
+    assert numbers(output(start("caching_pipeline.py", address=server.address))) == [20, 0, 0]
+    (bucket,) = tmp_path.glob("home/**/bucket")
+    assert numbers(output(start("caching_pipeline.py", address=server.address))) == [0, 20, 0]
+    shutil.rmtree(bucket)
+    process = start("caching_pipeline.py", address=server.address)
+    text, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 1
+    assert "is gone now" in text
+    assert "Traceback" not in text
+    command = text.strip().splitlines()[-1].split()
+    assert command[:2] == ["run-once", "reset"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "run_once.cli",
+            *command[1:],
+            "--yes",
+            f"--address={server.address}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "reset 20" in done.stdout
+    assert numbers(output(start("caching_pipeline.py", address=server.address))) == [20, 0, 0]
+
+
+def test_demo_loop_alone(server: ServerProcess) -> None:
+    """Without a file to write to, the hashes are printed."""
+    lines = output(start("demo_loop.py", address=server.address)).splitlines()
+    assert len({json.loads(line)["file"] for line in lines}) == len(lines) > 100
+
+
+def test_demo_grid_warns_of_nothing(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's search gives run-once no reason to warn."""
+    monkeypatch.setenv("RUN_ONCE_NAMESPACE", "grid")
+    script = (
+        f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); import demo_grid, joblib\n"
+        "demo_grid.GRID.update(C=[1.0], gamma=[0.001], kernel=['rbf'])\n"
+        "with joblib.parallel_config('run_once', inner='threading'): demo_grid.search(2)"
+    )
+    environment = {**os.environ, "RUN_ONCE_ADDRESS": server.address}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stderr == ""
+
+
 @pytest.mark.skipif(shutil.which("ps") is None, reason="the process table is read with ps")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_demo_ends_all_it_started(

@@ -36,6 +36,7 @@ SOURCE_DEFAULT: Final = "default"
 SOURCE_LISTENING: Final = "a server that listens on this machine"
 SOURCE_OWN: Final = "this machine's own server"
 
+_MAX_SHOWN: Final = 300
 _PROJECT_MARKS: Final = (".git", "pyproject.toml")
 
 logger = logging.getLogger(__name__)
@@ -177,10 +178,15 @@ def _parse(name: str, given: _Given) -> Any:
     try:
         return CHECKS[name](given.value)
     except BadValueError as error:
-        shown = "(not shown)" if name == "secret" else repr(given.value)
+        shown = "(not shown)" if name == "secret" else _cut(repr(given.value))
         raise ConfigError(
             f"option {name} has a value that cannot be used: {shown} (from {given.source}); {error}"
         ) from None
+
+
+def _cut(text: str) -> str:
+    """Cut a text that would fill the screen."""
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _working_folder() -> Path:
@@ -205,12 +211,17 @@ def _ini_paths(cwd: Path, home: Path) -> Iterator[Path]:
         if folder == home:
             break
         path = folder / INI_NAME
-        if path.is_file() and not _may_be_anybodys(folder, path):
+        if _is_there(path) and not _may_be_anybodys(folder, path):
             yield path
         if any((folder / mark).exists() for mark in _PROJECT_MARKS):
             break
-    if (home / INI_NAME).is_file():
+    if _is_there(home / INI_NAME):
         yield home / INI_NAME
+
+
+def _is_there(path: Path) -> bool:
+    """Tell whether there is an ini file, or a folder in its place, which is an error."""
+    return path.is_file() or path.is_dir()
 
 
 def _may_be_anybodys(folder: Path, path: Path) -> bool:
@@ -226,7 +237,8 @@ def _read_ini(path: Path) -> dict[str, str]:
         with path.open(encoding="utf-8") as file:
             parser.read_file(file)
     except (OSError, configparser.Error, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+        strerror = error.strerror if isinstance(error, OSError) else None
+        reason = " ".join((strerror or str(error)).split())
         raise ConfigError(
             f"{path} cannot be read: {reason}; it should start with a line [DEFAULT], followed by "
             "lines such as: address = host:22113"

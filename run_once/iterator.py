@@ -15,8 +15,10 @@ from run_once.config import Config, load_config
 from run_once.errors import ConfigError, KeyTypeError, LeaseLostError, RunOnceError
 from run_once.key_pass import Counts, KeyPass, PassOptions
 from run_once.key_source import KeySource, key_maker
+from run_once.keys import check_version
 from run_once.live import LiveItem, Outcome, describe, registry, show
 from run_once.loop import Loop
+from run_once.options import MAX_DURATION_S
 from run_once.task import Session
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ class DistributedIterator(Generic[ItemT]):
         Raises:
             ConfigError: An option has a value that cannot be used.
             KeyTypeError: `keys` cannot be iterated over, or is one string.
+            LimitError: `version` is no integer of 0 or more.
         """
         _check_keys(keys)
         if settle not in SETTLE_CHOICES:
@@ -107,6 +110,12 @@ class DistributedIterator(Generic[ItemT]):
             max_attempts=max_attempts,
             progress=progress,
         )
+        check_version(version)
+        if key is not None and not callable(key):
+            raise ConfigError(
+                f"key={key!r:.100}: a function that gives an item's key is expected, such as "
+                "key=lambda item: item.name"
+            )
         self._make_key = key_maker(key, version, self._config.namespace)
         self._claims: Loop[ItemT] | None = None
 
@@ -194,16 +203,30 @@ def timeout_seconds(timeout: float | timedelta | None) -> float | None:
     """Check a timeout and give it in seconds; None stays None.
 
     Raises:
-        ConfigError: It is no number, or negative, or endless.
+        ConfigError: It is no number, or negative, or longer than a year.
     """
     if timeout is None:
         return None
-    if isinstance(timeout, timedelta):
-        return timeout_seconds(timeout.total_seconds())
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise ConfigError(f"timeout={timeout!r}: seconds, a timedelta or None are expected")
-    if not 0 <= timeout < math.inf:
+    return fixed_seconds("timeout", timeout, "; None keeps the lease alive")
+
+
+def fixed_seconds(option: str, value: float | timedelta, advice: str = "") -> float:
+    """Check the length of a lease that is not kept alive, and give it in seconds.
+
+    Args:
+        option: Name of the option, for the message.
+        value: What was given.
+        advice: Ends the message.
+
+    Raises:
+        ConfigError: It is no number, or negative, or longer than a year.
+    """
+    seconds: object = value.total_seconds() if isinstance(value, timedelta) else value
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
+        seconds = math.nan
+    if not 0 <= seconds <= MAX_DURATION_S:
         raise ConfigError(
-            f"timeout={timeout!r}: 0 or more seconds are expected; None keeps the lease alive"
+            f"{option}={value!r}: seconds from 0 to {MAX_DURATION_S:.0f} (a year), or such a "
+            f"timedelta, are expected{advice}"
         )
-    return float(timeout)
+    return float(seconds)

@@ -37,9 +37,7 @@ def stored_key(key: str | SupportsIndex, version: int = 0, namespace: str = "") 
     text = key if isinstance(key, str) else _decimal(key)
     if not text:
         raise LimitError("a key must not be empty: leave the empty string out of your keys")
-    if version < 0:
-        raise LimitError(f"version of key {text!r} must be an integer of 0 or more: {version!r}")
-    if version:
+    if check_version(version):
         text = f"{text}_v{version:03d}"
     if namespace:
         return validate(_encode(f"{namespace_prefix(namespace)}{text}"))
@@ -49,6 +47,21 @@ def stored_key(key: str | SupportsIndex, version: int = 0, namespace: str = "") 
             "use the option namespace instead"
         )
     return validate(_encode(text))
+
+
+def check_version(version: int) -> int:
+    """Check a version, and give it back.
+
+    Raises:
+        LimitError: It is no integer of 0 or more.
+    """
+    try:
+        number = operator.index(version)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise LimitError(f"version={version!r:.100}: an integer of 0 or more is expected")
+    return number
 
 
 class DisplayKey(NamedTuple):

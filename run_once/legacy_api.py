@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar, overload
 from distlock_proto import lock_table_pb2 as pb
 from run_once.config import load_config
 from run_once.errors import ConfigError
-from run_once.iterator import timeout_seconds
+from run_once.iterator import fixed_seconds
 from run_once.keys import NAMESPACE_START, namespace_prefix, stored_key
 from run_once.task import Session
 
@@ -89,7 +89,7 @@ def at_most_every(
     Raises:
         ConfigError: `seconds` cannot be used.
     """
-    ttl_s = timeout_seconds(seconds)
+    ttl_s = fixed_seconds("seconds", seconds)
     if not ttl_s:
         raise ConfigError(f"seconds={seconds!r}: a number above 0 is expected")
     config = load_config()

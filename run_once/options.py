@@ -18,10 +18,14 @@ from run_once.secret import MIN_SECRET_CHARS
 
 DEFAULT_PORT: Final = 22113
 MAX_OWNER_BYTES: Final = 200
+MAX_NAMESPACE_BYTES: Final = 500
+"""A namespace is part of each stored key, and must leave room for the rest of it."""
+
+MAX_DURATION_S: Final = 365 * 86_400.0
+"""No lease and no wait is longer: a year."""
 
 _MAX_PORT: Final = 65535
 _MIN_LEASE_S: Final = 0.01
-_MAX_DURATION_S: Final = 365 * 86_400.0
 _MAX_PLACE_CHARS: Final = 1000  # an object's URL, each character as 3 bytes, fits into its 4,096
 
 
@@ -92,6 +96,12 @@ def _namespace(value: Any) -> str:
     text = _text(value)
     if NAMESPACE_START in text or NAMESPACE_END in text:
         raise BadValueError("it must not contain the characters U+001E and U+001F")
+    size = len(text.encode("utf-8", "replace"))
+    if size > MAX_NAMESPACE_BYTES:
+        raise BadValueError(
+            f"a namespace has at most {MAX_NAMESPACE_BYTES} bytes, and this one has {size:,}: it "
+            "is part of each stored key"
+        )
     return text
 
 
@@ -119,8 +129,10 @@ def _duration(low_s: float) -> Callable[[Any], float]:
             seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
         except (TypeError, ValueError):
             seconds = math.nan
-        if not low_s <= seconds <= _MAX_DURATION_S:
-            raise BadValueError(f"a number of seconds from {low_s:g} on is expected")
+        if not low_s <= seconds <= MAX_DURATION_S:
+            raise BadValueError(
+                f"a number of seconds from {low_s:g} to {MAX_DURATION_S:.0f} (a year) is expected"
+            )
         return seconds
 
     return parse

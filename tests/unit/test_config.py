@@ -173,6 +173,7 @@ def test_unknown_argument() -> None:
         ("lease_s", "-1"),
         ("lease_s", "nan"),
         ("lease_s", "inf"),
+        ("lease_s", "1e9"),
         ("retry_s", "-1"),
         ("owner", "x" * (MAX_OWNER_BYTES + 1)),
         ("in_flight", "later"),
@@ -192,6 +193,28 @@ def test_bad_values(option: str, value: str, project: Path, home: Path) -> None:
     assert f"from {variable}" in str(raised.value)
     with pytest.raises(ConfigError, match="from argument"):
         load_config(environ={}, cwd=project, home=home, **{option: value})
+
+
+def test_longest_duration_is_said(project: Path, home: Path) -> None:
+    """A length of time that is too long is an error that says how long it may be."""
+    with pytest.raises(ConfigError, match=r"from 0\.01 to 31536000 \(a year\)"):
+        load_config(environ={}, cwd=project, home=home, lease_s=1e9)
+
+
+def test_long_namespace(project: Path, home: Path) -> None:
+    """A namespace that leaves no room for a key is an error that is not as long itself."""
+    with pytest.raises(ConfigError, match=r"at most 500 bytes, and this one has 2,000") as raised:
+        load_config(environ={}, cwd=project, home=home, namespace="n" * 2_000)
+    assert len(str(raised.value)) < 600
+    assert load_config(environ={}, cwd=project, home=home, namespace="n" * 500).namespace
+
+
+def test_folder_in_place_of_the_ini_file(project: Path, home: Path) -> None:
+    """A folder of the ini file's name is an error, and not passed over."""
+    for folder in (home, project):
+        (folder / ".run_once.ini").mkdir()
+        with pytest.raises(ConfigError, match=r"ini cannot be read: Is a directory;"):
+            load_config(environ={}, cwd=project, home=home)
 
 
 def test_secret_is_never_shown(project: Path, home: Path) -> None:

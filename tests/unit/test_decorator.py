@@ -244,8 +244,9 @@ def test_at_most_every(configured_server: InprocServer) -> None:
     with pytest.raises(ValueError, match="three"):
         tick(3)
     assert tick(4) is None
-    with pytest.raises(ConfigError):
-        at_most_every(seconds=0, key="tick")
+    for seconds in (0, -1, float("inf")):
+        with pytest.raises(ConfigError, match=r"^seconds="):
+            at_most_every(seconds=seconds, key="tick")
 
 
 def test_search_and_count(

@@ -18,6 +18,7 @@ from run_once import (
     ConfigError,
     DistributedIterator,
     KeyTypeError,
+    LimitError,
     NotHeldError,
     ServerUnavailableError,
     local,
@@ -162,14 +163,20 @@ def test_frozen_signature() -> None:
         ({"timeout": -1}, ConfigError),
         ({"timeout": float("nan")}, ConfigError),
         ({"timeout": "60"}, ConfigError),
+        ({"timeout": 1e12}, ConfigError),
+        ({"key": "name"}, ConfigError),
+        ({"version": "x"}, LimitError),
+        ({"version": -1}, LimitError),
         ({"lease_s": 0}, ConfigError),
         ({"namespace": "a\x1fb"}, ConfigError),
     ],
 )
 def test_bad_options(options: dict[str, Any], error: type[Exception]) -> None:
     """An option that cannot be used is an error when the iterator is made."""
-    with pytest.raises(error):
+    with pytest.raises(error) as raised:
         DistributedIterator(**{"keys": ["a"], **options})
+    (name,) = options
+    assert name in str(raised.value)
 
 
 def test_bad_key_ends_the_loop(other: Other) -> None:

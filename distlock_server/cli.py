@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import math
 import os
 import queue
 import signal
@@ -81,7 +82,18 @@ class _NamedPath(click.Path):
 _PATH: Final = _NamedPath(path_type=Path)
 
 
-@click.command(context_settings={"max_content_width": 100})
+class _Seconds(click.FloatRange):
+    """A length of time above 0, and no endless one."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Convert a value, or refuse it."""
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return seconds
+
+
+@click.command(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
 @_option("db", type=_PATH, help="Folder of the database, made if it is missing.")
 @_option(
     "port",
@@ -105,7 +117,7 @@ _PATH: Final = _NamedPath(path_type=Path)
 @_option("unix_socket", type=_PATH, help="Listen on this unix socket; on TCP only with --port.")
 @_option(
     "idle_exit_s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Seconds(min=0, min_open=True),
     help="Exit after so many seconds without a request and without a running lease.",
 )
 @_option("pid_file", type=_PATH, help="Write the process id to this file once listening.")
@@ -211,20 +223,31 @@ class _Files:
 
     def __init__(self, options: Options, port: int) -> None:
         self._contents = [
-            (path, text)
-            for path, text in ((options.pid_file, os.getpid()), (options.port_file, port))
+            (name, path, text)
+            for name, path, text in (
+                ("pid_file", options.pid_file, os.getpid()),
+                ("port_file", options.port_file, port),
+            )
             if path is not None
         ]
 
     def __enter__(self) -> None:
-        for path, text in self._contents:
+        from distlock_server.server import ServeError  # noqa: PLC0415 - for a quick --help
+
+        for name, path, text in self._contents:
             # Written whole or not at all: a reader may be polling for it.
             written = path.with_name(f"{path.name}.{os.getpid()}")
-            written.write_text(f"{text}\n", encoding="ascii")
-            written.replace(path)
+            try:
+                written.write_text(f"{text}\n", encoding="ascii")
+                written.replace(path)
+            except OSError as error:
+                raise ServeError(
+                    f"--{name}={path} cannot be written: {error.strerror or error}; name a file "
+                    "in a folder that exists and can be written to"
+                ) from None
 
     def __exit__(self, *exc: object) -> None:
-        for path, _ in self._contents:
+        for _, path, _ in self._contents:
             path.unlink(missing_ok=True)
 
 

@@ -5,6 +5,7 @@ What needs a server is imported by the command that asks it: `--help` answers at
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
-from run_once.errors import RunOnceError
+from run_once.errors import ConfigError, RunOnceError
 
 if TYPE_CHECKING:
     from distlock_proto import lock_table_pb2 as pb
@@ -81,18 +82,24 @@ def status(address: str | None, namespace: str | None) -> None:
 
 @main.command("list")
 @click.argument("prefix", default="")
-@click.option("--failed", "only", flag_value="failed", help="Only keys that failed.")
-@click.option("--held", "only", flag_value="held", help="Only keys that somebody works on.")
+@click.option("--failed", is_flag=True, help="Only keys that failed.")
+@click.option("--held", is_flag=True, help="Only keys that somebody works on.")
 @click.option(
     "--limit", type=click.IntRange(1), default=1000, show_default=True, help="Keys shown."
 )
 @_server_options
 def list_keys(
-    prefix: str, only: Only | None, limit: int, address: str | None, namespace: str | None
+    prefix: str, failed: bool, held: bool, limit: int, address: str | None, namespace: str | None
 ) -> None:
-    """List the keys that start with PREFIX, in byte order."""
+    """List the keys that start with PREFIX, in byte order.
+
+    A key with characters that do not show stands in quotes, as in Python; `reset` takes it so.
+    """
+    if failed and held:
+        raise click.UsageError("--failed and --held exclude each other: give one of them")
+    only: Only = "failed" if failed else "held" if held else "all"
     config, session = _connect(address, namespace)
-    infos = _infos(session, config, prefix, only or "all")
+    infos = _infos(session, config, prefix, only)
     print(f"{'STATE':<8} {'SINCE':>9} {'TRIES':>5}  {'OWNER':<24} KEY")
     for info in islice(infos, limit):
         _print_key(info, config)
@@ -116,7 +123,8 @@ def reset(
 ) -> None:
     """Forget what is known of KEYS, as `list` shows them, so that they are done again.
 
-    With --failed and --prefix: the failed ones that start so.
+    With --failed and --prefix: the failed ones that start so. The exit status is 1 if one of KEYS
+    does not exist.
     """
     if bool(keys) == (failed or prefix is not None):
         raise click.UsageError("say which keys: KEYS, or --failed, or --prefix")
@@ -127,12 +135,14 @@ def reset(
         found = _named(session, config, keys)
     else:
         found = list(_infos(session, config, prefix or "", "failed" if failed else "all"))
-    if not found:
-        print("no such key")
-        return
-    if not yes:
+        if not found:
+            print("no such key")
+    if found and not yes:
         click.confirm(f"reset {_describe(found)}?", abort=True)
-    _reset(session, [info.key for info in found], revision)
+    if found:
+        _reset(session, [info.key for info in found], revision)
+    if len(found) < len(set(keys)):
+        sys.exit(1)
 
 
 @main.command()
@@ -182,7 +192,30 @@ def _connect(address: str | None, namespace: str | None) -> tuple[Config, Sessio
     if config.retry_s == type(config)().retry_s:
         # A person waits. Whoever has set the option wants it otherwise.
         config = dataclasses.replace(config, retry_s=_RETRY_S)
+    _refuse_if_fresh(config)
     return config, Session.get(config)
+
+
+def _refuse_if_fresh(config: Config) -> None:
+    """Refuse to start this machine's own server just to say that it knows of nothing.
+
+    Raises:
+        ConfigError: Nothing is configured, nothing listens, and there is no database yet.
+    """
+    import os  # noqa: PLC0415 (see the module)
+
+    from run_once import cluster, local  # noqa: PLC0415
+
+    if config.address is not None or local.answers(local.DEFAULT_ADDRESS):
+        return
+    if cluster.multi_node_reason(os.environ) is None:
+        database = local.places(config, os.environ).database
+        if not database.exists():
+            raise ConfigError(
+                "no lock server is configured, none runs on this machine, and there is no database "
+                f"of an earlier one ({database}), so there is nothing to show; set "
+                "RUN_ONCE_ADDRESS or give --address if the server is elsewhere"
+            )
 
 
 def _infos(session: Session, config: Config, prefix: str, only: Only) -> Iterator[pb.KeyInfo]:
@@ -196,16 +229,34 @@ def _infos(session: Session, config: Config, prefix: str, only: Only) -> Iterato
 
 
 def _named(session: Session, config: Config, keys: tuple[str, ...]) -> list[pb.KeyInfo]:
-    """Read the keys that a user names; say which do not exist."""
+    """Read the keys that a user names, as they are or as a list shows them; say which are not."""
     from distlock_proto import lock_table_pb2 as pb  # noqa: PLC0415 (see the module)
     from run_once.keys import stored_key  # noqa: PLC0415
 
-    stored = [stored_key(key, namespace=config.namespace) for key in dict.fromkeys(keys)]
-    infos = session.client.lookup(stored, want_infos=True).infos
-    for info in infos:
+    def read(names: list[str]) -> list[pb.KeyInfo]:
+        stored = [stored_key(name, namespace=config.namespace) for name in names]
+        return session.client.lookup(stored, want_infos=True).infos
+
+    found: dict[bytes, pb.KeyInfo] = {}
+    names = list(dict.fromkeys(keys))
+    for name, as_given in zip(names, read(names), strict=True):
+        info, unquoted = as_given, _unquoted(name)
+        if info.state == pb.KEY_STATE_ABSENT and unquoted:
+            (info,) = read([unquoted])
         if info.state == pb.KEY_STATE_ABSENT:
-            click.echo(f"no such key: {_shown(info.key, config)}", err=True)
-    return [info for info in infos if info.state != pb.KEY_STATE_ABSENT]
+            click.echo(f"no such key: {_shown(as_given.key, config)}", err=True)
+        else:
+            found[info.key] = info
+    return list(found.values())
+
+
+def _unquoted(text: str) -> str:
+    """Give the key that a list shows in quotes; "" if this is no such form."""
+    try:
+        value = ast.literal_eval(text) if text[:1] in {"'", '"'} else ""
+    except (ValueError, SyntaxError):
+        return ""
+    return value if isinstance(value, str) else ""
 
 
 def _reset(session: Session, keys: list[bytes], revision: int) -> None:

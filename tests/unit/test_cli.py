@@ -89,13 +89,60 @@ def test_reset_named(keys: Other) -> None:
     assert keys.states("done/1", "held") == [pb.KEY_STATE_DONE, pb.KEY_STATE_BUSY]
     result = run("reset", "done/1", "held", "nothing", answer="y\n")
     assert "2 keys (1 done, 1 held; who works on held keys now works in vain)" in result.output
+    assert result.output.count("no such key") == 1
     assert "no such key: nothing" in result.output
+    assert result.exit_code == 1
     assert "reset 2" in result.output
     assert keys.states("done/1", "done/2", "held") == [
         pb.KEY_STATE_ABSENT,
         pb.KEY_STATE_DONE,
         pb.KEY_STATE_ABSENT,
     ]
+
+
+def test_reset_of_a_missing_key(keys: Other) -> None:
+    """A key that does not exist is said once, with a status of 1."""
+    result = run("reset", "nothing", "--yes")
+    assert result.exit_code == 1
+    assert result.output == "no such key: nothing\n"
+    assert run("reset", "done/1", "--yes").exit_code == 0
+
+
+@pytest.mark.parametrize("key", ["a\nb", "it's\t\x1b[1m", "'quoted'"])
+def test_reset_takes_what_list_shows(key: str, other: Other) -> None:
+    """Every key can be reset by what `list` shows of it, also one with characters that do not."""
+    other.finish(key)
+    shown = run("list").output.splitlines()[1].split("  ", 3)[-1].strip()
+    shown = shown[shown.index("other") + len("other") :].strip()
+    result = run("reset", shown, "--yes")
+    assert (result.exit_code, result.output) == (0, "reset 1\n")
+    assert other.states(key) == [pb.KEY_STATE_ABSENT]
+
+
+def test_filters_exclude_each_other(keys: Other) -> None:
+    """`--failed --held` is refused: no key is both."""
+    result = run("list", "--failed", "--held")
+    assert result.exit_code == 2
+    assert "--failed and --held" in result.output
+
+
+@pytest.mark.parametrize("command", ["status", "list", "reset"])
+def test_fresh_machine(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nothing configured and nothing there, commands say so and start no server."""
+    monkeypatch.setattr(local, "DEFAULT_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(cluster, "multi_node_reason", lambda _environ: None)
+    monkeypatch.setattr(local, "_ensure_running", lambda *_: pytest.fail("a server was started"))
+    result = run(command, *(["key"] if command == "reset" else []))
+    assert result.exit_code == 1
+    assert "no lock server is configured, none runs" in result.output
+    assert "RUN_ONCE_ADDRESS" in result.output
+
+
+def test_long_namespace(configured_server: InprocServer) -> None:
+    """A namespace that is too long is said to be that."""
+    result = run("status", f"--namespace={'n' * 2_000}")
+    assert result.exit_code == 1
+    assert "a namespace has at most 500 bytes" in result.output
 
 
 def test_reset_failed_and_prefix(keys: Other) -> None:

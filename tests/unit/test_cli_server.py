@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from distlock_server import cli
+from distlock_server.server import ServeError
 
 
 @pytest.fixture
@@ -81,6 +82,8 @@ def test_spellings(parsed: list[cli.Options], arguments: tuple[str, ...]) -> Non
         (("--db=/d", "--cache_size=0"), "cache_size"),
         (("--db=/d", "--engine=nope"), "engine"),
         (("--db=/d", "--idle_exit_s=0"), "idle_exit_s"),
+        (("--db=/d", "--idle_exit_s=nan"), "idle_exit_s"),
+        (("--db=/d", "--idle_exit_s=inf"), "idle_exit_s"),
         (("--db=/d", "--nope"), "--nope"),
     ],
 )
@@ -104,7 +107,21 @@ def test_version_and_help(parsed: list[cli.Options]) -> None:
     text = invoke("--help").output
     for option in ("--db", "--port", "--host", "--cache_size", "--engine", "--unix_socket"):
         assert option in text
+    assert invoke("-h").output == text
     assert parsed == []
+
+
+@pytest.mark.parametrize("option", ["pid_file", "port_file"])
+def test_file_that_cannot_be_written(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], parsed: list[cli.Options]
+) -> None:
+    """A file that cannot be written is named with its option, and not the one written before it."""
+    path = tmp_path / "missing" / "file"
+    invoke("--engine=memory", f"--{option}={path}")
+    with pytest.raises(ServeError) as raised, cli._Files(parsed[0], 5):
+        pass
+    said = str(raised.value)
+    assert said.startswith(f"--{option}={path} cannot be written: No such file or directory; ")
 
 
 def test_help_does_not_load_grpc() -> None:

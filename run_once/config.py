@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 class Config:
     """What was configured, and where the address came from.
 
+    What is said of each option here stands in docs/configuration.md, too; a test compares them.
+
     Attributes:
         address: `host:port`, `[ipv6]:port` or `unix:/path`; None: nothing is configured, and
             `run_once.local` finds a server.

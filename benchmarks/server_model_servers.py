@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import json
 import resource
@@ -178,19 +179,24 @@ class Table:
             outbox.put_nowait(prefix + done.result())
 
         async def read(context: Any, outbox: asyncio.Queue[bytes | None]) -> None:
-            while (frame := await context.read()) is not grpc.aio.EOF:
-                future = loop.create_future()
-                future.add_done_callback(functools.partial(answer, outbox, frame[: HEADER.size]))
-                self.start(frame[4], frame[HEADER.size :], future)
+            # The server stops or the client is gone: the stream ends, and nobody awaits this task.
+            with contextlib.suppress(grpc.aio.BaseError):
+                while (frame := await context.read()) is not grpc.aio.EOF:
+                    future = loop.create_future()
+                    reply = functools.partial(answer, outbox, frame[: HEADER.size])
+                    future.add_done_callback(reply)
+                    self.start(frame[4], frame[HEADER.size :], future)
 
         async def stream(_: Any, context: Any) -> None:
             outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
             reader = asyncio.create_task(read(context, outbox))
             for end in (draining, reader):
                 end.add_done_callback(lambda _: outbox.put_nowait(None))
-            while (frame := await outbox.get()) is not None:
-                await context.write(frame)
-            reader.cancel()
+            try:
+                while (frame := await outbox.get()) is not None:
+                    await context.write(frame)
+            finally:
+                reader.cancel()
 
         return stream
 

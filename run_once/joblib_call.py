@@ -26,6 +26,7 @@ from run_once.errors import RunOnceError, RunOnceWarning
 from run_once.joblib_dispatch import Dispatcher, Left
 from run_once.joblib_failures import Failures
 from run_once.joblib_jobs import Call, HitSizer, Job, Pace
+from run_once.joblib_loky import start_without_fork
 from run_once.joblib_lookup import Busy, Cold, DryLookups, Lookups
 from run_once.joblib_options import BackendOptions, resolve
 from run_once.joblib_outcomes import Failure, Settled, Value
@@ -90,6 +91,7 @@ class BoundCall:
             code=options.code,
             warn=self._line.warn,
         )
+        start_without_fork()
         try:
             configured = int(self.inner.configure(n_jobs=n_jobs, parallel=parallel, **inner_kwargs))
             self._inner_is_ready = True

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +19,16 @@ from distlock_server.engines.memory import MemoryEngine
 from tests.servers import InprocServer, ServerProcess, connect
 
 REPORT = "figure"
+
+
+def pytest_configure() -> None:
+    """Let tests interrupt what they start, also where a shell runs them in the background.
+
+    There SIGINT is ignored, which every process hands on to those that it starts.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 
+@functools.cache
 def start_without_fork() -> None:
     """Have loky of joblib 1.4 start its processes as that of 1.5 does: without a fork of Python's.
 

@@ -20,6 +20,7 @@ import cloudpickle
 
 from distlock_proto import lock_table_pb2 as pb
 from run_once.joblib_failures import exhausted
+from run_once.joblib_loky import start_without_fork
 from run_once.joblib_outcomes import Elsewhere, Failure, Outcome, Value
 from run_once.results import ResultStore, is_inline
 from run_once.secret import Secret
@@ -83,6 +84,7 @@ class _WrappedCall:
         """Note the arrival in a worker process, from which values and errors travel as pickles."""
         self.__dict__.update(state)
         self._is_remote = True
+        start_without_fork()  # a nested Parallel may start processes of loky here
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
         """Run the function; give its value and for how many seconds it ran."""

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from distlock_proto import lock_table_pb2 as pb
 from distlock_server import limits
-from distlock_server.blobs import BlobDiskError, BlobStore
+from distlock_server.blobs import BlobDiskError, BlobMissingError, BlobStore
 from distlock_server.calls import Calls
 from distlock_server.limits import RequestError
 from distlock_server.state import Complete, Done, Held, Record, Storage
@@ -98,7 +98,7 @@ class Results:
         return pb.UploadResultReply(received_bytes=request.size_bytes)
 
     async def download(self, request: pb.DownloadResultRequest) -> pb.DownloadResultReply:
-        """Give a chunk of a value."""
+        """Give a chunk of a value, also of one in the record that a reply had no room for."""
         limits.check_key(request.key, "key")
         n_bytes = request.max_bytes or limits.MAX_CHUNK_BYTES
         if n_bytes > limits.MAX_CHUNK_BYTES:
@@ -109,6 +109,12 @@ class Results:
         read = partial(self._blobs.read, request.key, request.token, request.offset_bytes, n_bytes)
         try:
             chunk, size_bytes = await self._off_loop(read)
+        except BlobMissingError:
+            record = await self._record(request.key)
+            if not _holds_value(record, request.token):
+                raise
+            payload = record.result.payload
+            chunk, size_bytes = payload[request.offset_bytes :][:n_bytes], len(payload)
         except BlobDiskError as error:
             raise DamagedError(str(error)) from error
         return pb.DownloadResultReply(chunk=chunk, size_bytes=size_bytes)
@@ -128,6 +134,15 @@ def names_value(record: Record, token: int) -> bool:
         isinstance(record, Done)
         and record.token == token
         and record.result.storage is Storage.SERVER
+    )
+
+
+def _holds_value(record: Record, token: int) -> TypeGuard[Done]:
+    """Tell whether the value of a completion is in its record."""
+    return (
+        isinstance(record, Done)
+        and record.token == token
+        and record.result.storage is Storage.INLINE
     )
 
 

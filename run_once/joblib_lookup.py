@@ -15,7 +15,7 @@ from distlock_proto import lock_table_pb2 as pb
 from run_once.errors import ResultDamagedError, ResultMissingError
 from run_once.joblib_failures import exhausted
 from run_once.joblib_outcomes import Failure, Planned, Skipped, Value, readable
-from run_once.results import ResultStore
+from run_once.results import ResultStore, is_inline
 
 if TYPE_CHECKING:
     from run_once.joblib_worker import TaskOptions
@@ -32,6 +32,10 @@ MAX_WAIT_S: Final = 2.0
 
 PATIENCE_S: Final = 5.0
 """After waiting so long, say once for whom."""
+
+
+_FILLED_BYTES: Final = 2 << 20
+"""Bytes of values that one reply certainly has room for."""
 
 
 class Busy(NamedTuple):
@@ -94,10 +98,26 @@ class Lookups:
         else:
             answer = self._session.client.lookup(unique, want_results=True)
             states, results = answer.states, answer.results
+        self._fill(results)
         return {
             key: self._found(key, state, results.get(key), leases.get(key))
             for key, state in zip(unique, states, strict=True)
         }
+
+    def _fill(self, results: dict[bytes, pb.Result]) -> None:
+        """Ask again, in as few requests as will do, for values that the reply had no room for."""
+        group: list[bytes] = []
+        room_bytes = _FILLED_BYTES
+        for key, result in list(results.items()):
+            if not is_inline(result) or result.payload or not result.size_bytes:
+                continue
+            if group and result.size_bytes > room_bytes:
+                results |= self._session.client.lookup(group, want_results=True).results
+                group, room_bytes = [], _FILLED_BYTES
+            group.append(key)
+            room_bytes -= result.size_bytes
+        if group:
+            results |= self._session.client.lookup(group, want_results=True).results
 
     def load(self, key: bytes, token: int, result: pb.Result) -> Value:
         """Give the value of a key that was completed here.

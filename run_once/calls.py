@@ -12,6 +12,7 @@ from run_once import identity
 from run_once.encode_sklearn import VOLATILE_ARGUMENTS, is_sklearn, result_options
 
 _MAX_NAME_BYTES: Final = 200
+_NOTHING_MORE: Final[tuple[tuple[Any, ...], Mapping[str, Any]]] = ((), types.MappingProxyType({}))
 
 
 class Callee(NamedTuple):
@@ -144,12 +145,19 @@ def bind(
         them, where there is no signature or the call does not fit it.
     """
     args, kwargs = callee.args, callee.kwargs
+    n_args = len(args)
+    if (
+        not kwargs
+        and known.simple is not None
+        and n_args == len(known.simple) == len(known.positional)
+    ):
+        return dict(zip(known.positional, args, strict=True)), _NOTHING_MORE
     if known.simple is not None and len(args) <= len(known.positional):
         given = dict(zip(known.positional, args, strict=False))
         bound = {**known.defaults, **given, **kwargs}
         is_fitting = known.simple.issuperset(kwargs) and given.keys().isdisjoint(kwargs)
         if is_fitting and len(bound) == len(known.simple):
-            return bound, ((), {})
+            return bound, _NOTHING_MORE
     if known.signature is None:
         return {}, (args, kwargs)
     try:

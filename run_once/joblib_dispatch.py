@@ -73,6 +73,10 @@ BATCHES_PER_WORKER: Final = 2
 """As many as joblib itself gives: one runs, one waits."""
 
 
+FEW: Final = 64
+"""Keys in one request of which some may be claimed before a call has run."""
+
+
 class Left(NamedTuple):
     """What a dispatcher that was closed still holds.
 
@@ -261,21 +265,30 @@ class Dispatcher:
         """Tell whether there is something to look up that need not wait for a request's end."""
         if self._n_asking:
             return len(self._new) >= WORTH_A_REQUEST
-        return bool(self._new) or (bool(self._free) and self._max_claims() > 0)
+        return bool(self._new) or (
+            bool(self._free) and (not self._pace.is_short or self._max_claims() > 0)
+        )
 
     def _take_new(self) -> list[Item]:
         """Take items to look up: new ones, and free ones for which there is room now."""
-        n_free = min(len(self._free), self._max_claims())
+        # What was free for a short call is for the workers to claim once calls are long.
+        n_free = (
+            min(len(self._free), self._max_claims()) if self._pace.is_short else len(self._free)
+        )
         items = [self._free.popleft() for _ in range(n_free)]
         while self._new and len(items) < MAX_LOOKED_UP:
             items.append(self._new.popleft())
         return items
 
     def _max_claims(self) -> int:
-        """Give how many calls may be claimed here now: those that workers will soon ask for."""
+        """Give how many calls may be claimed here now: those that workers will soon ask for.
+
+        The first ones of all, too, of which nothing is known: workers wait for them.
+        """
+        if not self._pace.is_known:
+            return max(0, self._inner.n_workers() - len(self._leases) - len(self._in_flight))
         if not self._pace.is_short:
-            # What was free for a short call is now for the workers to claim.
-            return len(self._free)
+            return 0
         wanted = self._pace.calls_per_worker(max(1, self._inner.batch_size()))
         return max(0, 2 * wanted * self._inner.n_workers() - len(self._leases))
 
@@ -289,11 +302,12 @@ class Dispatcher:
 
     def _look_up(self, items: list[Item]) -> None:
         is_short = self._pace.is_short
+        # Many keys at once are mostly done: joblib's batches have grown on hits.
+        is_few = self._pace.is_known or len(items) <= FEW
+        max_claims = self._max_claims() if is_few else 0
         started_s = time.monotonic()
         try:
-            found = self._lookups.find(
-                [item.key for item in items], max_claims=self._max_claims() if is_short else 0
-            )
+            found = self._lookups.find([item.key for item in items], max_claims=max_claims)
         except Exception as error:
             for item in items:
                 self._settle(item, Failure(error))

@@ -134,6 +134,11 @@ class Pace:
         self._trip_s = trip_s if self._trip_s is None else min(self._trip_s, trip_s)
 
     @property
+    def is_known(self) -> bool:
+        """Tell whether a call has run."""
+        return self._run_s is not None
+
+    @property
     def is_short(self) -> bool:
         """Tell whether calls are short."""
         if self._run_s is None or self._trip_s is None:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,16 +33,7 @@ _inside = threading.local()
 
 def is_inside_task() -> bool:
     """Tell whether this thread runs the body of a claimed call; calls nested in it are plain."""
-    return getattr(_inside, "depth", 0) > 0
-
-
-@contextmanager
-def _inside_task() -> Iterator[None]:
-    _inside.depth = getattr(_inside, "depth", 0) + 1
-    try:
-        yield
-    finally:
-        _inside.depth -= 1
+    return getattr(_inside, "is_task", False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +70,24 @@ class _WrappedCall:
         self.options = options
         self._is_remote = False
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Note the arrival in a worker process, from which values and errors travel as pickles."""
-        self.__dict__.update(state)
-        self._is_remote = True
-        start_without_fork()  # a nested Parallel may start processes of loky here
+    def _parts(self) -> tuple[Any, ...]:
+        """Give what the constructor takes."""
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as the parts alone: there are many of these."""
+        return _arrive, (type(self), self._parts())
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
         """Run the function; give its value and for how many seconds it ran."""
+        was_inside = is_inside_task()
+        _inside.is_task = True
         started_s = time.perf_counter()
-        with _inside_task():
+        try:
             value = self.func(*args, **kwargs)
-        return value, time.perf_counter() - started_s
+            return value, time.perf_counter() - started_s
+        finally:
+            _inside.is_task = was_inside
 
     def _travelling(self, error: Exception) -> Exception:
         """Make an error fit to travel; an unpicklable one becomes a RuntimeError with its text."""
@@ -126,6 +122,9 @@ class RemoteCall(_WrappedCall):
         """
         super().__init__(func, source_id, key, options)
         self.claim_id = claim_id
+
+    def _parts(self) -> tuple[Any, ...]:
+        return self.func, self.source_id, self.key, self.claim_id, self.options
 
     def __call__(self, *args: Any, **kwargs: Any) -> Outcome:
         """Claim the key, run the function, store its value, complete the key.
@@ -182,14 +181,18 @@ class ClaimedCall(_WrappedCall):
             grant: What the parent was granted.
             options: See `TaskOptions`.
         """
-        super().__init__(func, source_id, grant.key, options)
-        self.grant = grant
+        self.grant = Grant._make(grant)
+        super().__init__(func, source_id, self.grant.key, options)
+
+    def _parts(self) -> tuple[Any, ...]:
+        return self.func, self.source_id, tuple(self.grant), self.options
 
     def __call__(self, *args: Any, **kwargs: Any) -> Ran[tuple[Any, float]]:
         """Run the function, and make the result to complete the key with.
 
         Returns:
-            Value and seconds, result, or error. A small value travels once, in the result.
+            Value and seconds, result, or error. A small value travels once, in the result, if the
+            parent can check its signature.
         """
         try:
             ran = run_and_store(self.grant, lambda _: self._run(args, kwargs), self._store)
@@ -197,7 +200,8 @@ class ClaimedCall(_WrappedCall):
             ran = Ran(error=error, error_text=error_text(error))
         if ran.error is not None:
             return replace(ran, value=None, error=self._travelling(ran.error))
-        if self._is_remote and ran.value is not None and is_inline(ran.result):
+        is_checkable = self.options.secret is not None
+        if self._is_remote and is_checkable and ran.value is not None and is_inline(ran.result):
             return replace(ran, value=(InResult, ran.value[1]))
         return ran
 
@@ -210,6 +214,14 @@ class ClaimedCall(_WrappedCall):
             results=options.config.results,
         )
         return store.store(grant, *ran, self.source_id)
+
+
+def _arrive(kind: type[_WrappedCall], parts: tuple[Any, ...]) -> _WrappedCall:
+    """Make a call in a worker process, from which values and errors travel as pickles."""
+    start_without_fork()  # a nested Parallel may start processes of loky here
+    call = kind(*parts)
+    call._is_remote = True
+    return call
 
 
 def _line(error: Exception) -> str:

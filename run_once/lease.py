@@ -301,6 +301,7 @@ class LeaseKeeper:
                 return
             self._kept[lease.key, lease.token] = lease
             if lease.due_ns < self._wake_ns:
+                self._wake_ns = lease.due_ns
                 self._changed.notify_all()
             if self._thread is None and self._use_thread:
                 self._thread = threading.Thread(

@@ -1,0 +1,92 @@
+"""Bugs to plant: what is written, when, and what is told of it before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from distlock_server import codec, group, state, store
+from distlock_server.engines.base import Meta
+from distlock_server.group import Counters, Group
+from distlock_server.table import Table
+
+
+def tokens_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter of tokens is not stored."""
+    whole = group.counters_meta
+
+    def without(counters: Counters) -> Meta:
+        return Meta(tuple(put for put in whole(counters).puts if put[0] != codec.TOKEN_KEY))
+
+    monkeypatch.setattr(group, "counters_meta", without)
+    monkeypatch.setattr(store, "counters_meta", without)
+
+
+def reply_before_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group is answered before it is written."""
+    take, write = Table._take_batch, Table._write
+    taken: list[Any] = []
+
+    def take_batch(self: Table) -> list[Any]:
+        taken[:] = take(self)
+        return list(taken)
+
+    def reply_and_write(self: Table, *args: Any) -> set[bytes]:
+        self._notify.answered(list(taken))
+        return write(self, *args)
+
+    monkeypatch.setattr(Table, "_take_batch", take_batch)
+    monkeypatch.setattr(Table, "_write", reply_and_write)
+
+
+def batch_written_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group's changes are written in two pieces."""
+
+    def write(self: Table, write: group.Write) -> set[bytes]:
+        if write.is_needed:
+            half = len(write.swaps) // 2
+            self._store.engine.commit(write.swaps[:half], write.meta)
+            self._store.engine.commit(write.swaps[half:], Meta())
+        return set()
+
+    monkeypatch.setattr(Table, "_write", write)
+
+
+def revision_not_bumped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A completion does not count as a change."""
+    real = Group.apply
+
+    def apply(self: Group, key: bytes, command: state.Command) -> Any:
+        revision = self._counters.revision
+        answer = real(self, key, command)
+        if isinstance(command, state.Complete):
+            self._counters = self._counters._replace(revision=revision)
+        return answer
+
+    monkeypatch.setattr(Group, "apply", apply)
+
+
+def renewal_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key is renewed at once while it is being written, and the write takes that back."""
+    real = Table.try_renew
+
+    def try_renew(self: Table, key: bytes, command: state.Renew) -> Any:
+        with self._mutex:
+            writing, self._store.writing = self._store.writing, {}
+        try:
+            return real(self, key, command)
+        finally:
+            self._store.writing = writing
+
+    monkeypatch.setattr(Table, "try_renew", try_renew)
+
+
+BUGS = (
+    tokens_forgotten,
+    reply_before_sync,
+    batch_written_in_part,
+    revision_not_bumped,
+    renewal_overwritten,
+)
+"""All of them."""

@@ -96,6 +96,14 @@ class Promises:
         if 0 < max_grants < n_granted:
             self._broken("I5", f"{n_granted} grants, {max_grants} were asked for: {operation}")
 
+    def take_arrival(self, request: pb.RenewRequest) -> None:
+        """Note that leases may be renewed at once, before their request is answered."""
+        for renewal in request.renewals:
+            promise = self._by_key[renewal.holder.key]
+            if renewal.holder.token == promise.token:
+                ends_ns = self._world.schedule.now_ns + self._world.host.real_ns(renewal.ttl_ns)
+                promise.ends_ns = max(promise.ends_ns, ends_ns)
+
     def _take_grant(self, item: Item, ran_ns: int, ttl_ns: int) -> None:
         promise = self._by_key[item.key]
         grant = (item.key, item.claim_id)

@@ -69,11 +69,14 @@ def simulated() -> Iterator[None]:
     was_enabled, level = gc.isenabled(), logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     gc.disable()
+    gc.collect()
+    gc.freeze()  # what is imported need not be looked at each time
     try:
         with mock.patch.object(oldbase, "PIECE", 2):
             yield
     finally:
         logging.disable(level)
+        gc.unfreeze()
         if was_enabled:
             gc.enable()
 

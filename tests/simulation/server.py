@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from google.protobuf.message import Message
 
+from distlock_proto import lock_table_pb2 as pb
 from distlock_server.calls import Calls
 from distlock_server.group import Group
 from distlock_server.pending import Pending, Watch
@@ -143,6 +144,8 @@ class SimServer:
         self, method: str, request: Message, on_end: Callable[[Message | TransportError], None]
     ) -> None:
         """Let a request arrive."""
+        if isinstance(request, pb.RenewRequest):
+            self.world.promises.take_arrival(request)
         flight = Flight(self, method, request, on_end)
         if flight.drive():
             self._flights.append(flight)

@@ -111,6 +111,8 @@ class Worker:
 
     def _act(self) -> None:
         """Be the main thread for one thing."""
+        if self._world.is_enough():
+            return
         acts = [self._claim, self._settle, self._renew, self._look, self._undo]
         self._run(self._rng.choices(acts, [5, 6, 3, 1.5, 0.8])[0])
         if not self.is_dead:
@@ -180,7 +182,7 @@ class Worker:
             return
         chosen = rng.sample(self.leases, rng.randint(1, len(self.leases)))
         self.leases = [lease for lease in self.leases if lease not in chosen]
-        endings = [Ending(lease, rng.choice(_HOWS), error="e") for lease in chosen]
+        endings = [Ending(lease, rng.choice(_HOWS)) for lease in chosen]
         self._world.promises.forget(chosen)
         self._world.n_commands += len(endings)
         self.session.settle(endings)

@@ -81,7 +81,7 @@ class World:
         Raises:
             BrokenPromiseError: A promise was broken.
         """
-        self.schedule.wait(self._is_enough, _MAX_TIME_NS)
+        self.schedule.wait(self.is_enough, _MAX_TIME_NS)
         self._end_well()
         check_history(self.history)
 
@@ -89,7 +89,8 @@ class World:
         """Tell whether too little happened to prove anything."""
         return self.n_commands < N_COMMANDS or not self._has_met_all()
 
-    def _is_enough(self) -> bool:
+    def is_enough(self) -> bool:
+        """Tell whether workers may rest."""
         is_done = self.n_commands >= N_COMMANDS and self._has_met_all()
         return is_done or self.n_commands >= _MAX_COMMANDS
 

@@ -95,10 +95,23 @@ class LockClient:
         self.clock = clock or SystemClock()
         self.owner = owner
         self._rng = rng
+        self._sleep = sleep
         self._max_keys = max_keys
         jitter = rng or random.Random()  # noqa: S311 (not for secrets)
         self._caller = Caller(transport, self.clock, jitter, sleep, retry, source, revive)
         self._limits: pb.GetServerInfoReply | None = None
+
+    def with_retry(self, retry: RetryPolicy) -> LockClient:
+        """Give a client over the same transport, clock and chance with other bounds on retries."""
+        return LockClient(
+            self.transport,
+            clock=self.clock,
+            rng=self._rng,
+            sleep=self._sleep,
+            retry=retry,
+            owner=self.owner,
+            max_keys=self._max_keys,
+        )
 
     def new_claim_id(self) -> bytes:
         """Make the identity of a logical claim."""

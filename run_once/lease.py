@@ -70,6 +70,7 @@ class Lease:
         on_lost: Called once, from any thread, after the server said LOST.
         due_ns: When the keeper renews it next.
         is_settling: A settlement is on its way: a LOST behind it says nothing new.
+        is_settlement_sent: A settlement was sent, and the server may have taken it.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Lease:
         self._is_lost = False
         self._is_settled = False
         self.is_settling = False
+        self.is_settlement_sent = False
         self.due_ns = _due_ns(grant, ttl_s)
 
     @property
@@ -114,7 +116,7 @@ class Lease:
     @property
     def held(self) -> bool:
         """Tell whether no other holder can have been granted the key yet."""
-        return self.is_open and self.remaining_s > 0
+        return self.is_open and not self.is_settlement_sent and self.remaining_s > 0
 
     @property
     def remaining_s(self) -> float:
@@ -244,7 +246,7 @@ class LeaseKeeper:
 
     def begin_settling(self, lease: Lease) -> None:
         """Note that a settlement is on its way: a LOST behind it says nothing new."""
-        lease.is_settling = True
+        lease.is_settling = lease.is_settlement_sent = True
 
     def end_settling(self, lease: Lease, *, lost_state: int | None = None) -> None:
         """Note a settlement's answer: the key's state behind a LOST, else None."""
@@ -329,7 +331,7 @@ class LeaseKeeper:
         for lease in leases:
             pause_ns = to_ns(lease.ttl_s) // _RETRY_DIVISOR
             lease.due_ns = now_ns + min(max(pause_ns, _MIN_RETRY_NS), _MAX_RETRY_NS)
-        doubtful = [lease for lease in leases if not lease.held]
+        doubtful = [lease for lease in leases if lease.remaining_s <= 0]
         if doubtful and not self._is_out:
             self._is_out = True
             logger.warning(

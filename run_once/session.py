@@ -150,7 +150,7 @@ class Session:
             max_grants: As in the claim; 0: no limit.
         """
         # With little patience: the user waits, perhaps after Ctrl-C.
-        client = LockClient(self.client.transport, retry=_FREE_RETRY, owner=self.client.owner)
+        client = self.client.with_retry(_FREE_RETRY)
         is_open = [(claim_id, keys) for claim_id, keys in left if keys]
         try:
             while is_open:

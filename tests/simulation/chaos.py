@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tests.simulation.clocks import HostClock
@@ -28,7 +29,7 @@ _CUT_OFF_MS: Final = (200, 1_000, 3_000, 8_000)
 def draw_faults(rng: random.Random) -> Faults:
     """Draw how bad the network is."""
     factor = rng.choice(_MILDNESS)
-    return Faults(0.04 * factor, 0.05 * factor, 0.06 * factor, 0.03 * factor)
+    return Faults(0.04 * factor, 0.05 * factor, 0.06 * factor, 0.03 * factor, 0.02)
 
 
 def draw_rate(rng: random.Random) -> float:
@@ -51,6 +52,15 @@ class Chaos:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._harms = (
+            self._crash,
+            self._restart,
+            self._kill,
+            self._leave,
+            self._pause,
+            self._cut_off,
+            self._nothing,
+        )
         first, last = _FIRST_CRASH_MS
         world.schedule.at(world.rng.randrange(first, last) * MS, self._crash)
         world.schedule.at(0, self._act)
@@ -61,8 +71,7 @@ class Chaos:
             return
         rng = self._world.rng
         self._world.schedule.at(rng.randrange(50, 1_200) * MS, self._act)
-        harms = (self._crash, self._restart, self._kill, self._pause, self._cut_off, self._nothing)
-        rng.choices(harms, (0.4, 0.2, 0.6, 1, 1, 2))[0]()
+        rng.choices(self._harms, (0.3, 0.2, 0.5, 0.3, 1, 1, 2))[0]()
 
     def _nothing(self) -> None:
         """Leave them alone."""
@@ -87,6 +96,12 @@ class Chaos:
     def _kill(self) -> None:
         """Kill a worker, and start another in its place."""
         self._world.replace_worker(self._world.rng.randrange(len(self._world.workers)))
+
+    def _leave(self) -> None:
+        """Let a worker end well, in the midst of what it does, and start another."""
+        self._world.schedule.act_at(
+            0, partial(self._world.dismiss_worker, self._world.rng.randrange(3))
+        )
 
     def _pause(self) -> None:
         """Stop a worker for a while, perhaps for longer than its leases."""

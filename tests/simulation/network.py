@@ -28,9 +28,10 @@ class Faults(NamedTuple):
     lost_reply: float
     repeated: float
     slow: float
+    interrupt: float
 
 
-NO_FAULTS: Final = Faults(0, 0, 0, 0)
+NO_FAULTS: Final = Faults(0, 0, 0, 0, 0)
 
 
 class Outcome:
@@ -83,6 +84,8 @@ class SimTransport:
         )
         worker.check_alive()
         worker.sit_out_pause()
+        if worker.may_be_interrupted() and rng.random() < world.faults.interrupt:
+            raise KeyboardInterrupt
         if outcome.error is not None:
             if outcome.error.code not in {"UNAVAILABLE", "ABORTED"}:
                 world.broken("I0", f"{method} was refused: {outcome.error}")

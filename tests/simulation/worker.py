@@ -47,6 +47,7 @@ class Worker:
         self.clock = clock
         self.is_trusted = is_trusted
         self.is_dead = False
+        self._is_acting = self._is_keeping = False
         self.leases: list[Lease] = []
         self._world = world
         self._rng = world.rng
@@ -61,6 +62,7 @@ class Worker:
             sleep=self._sleep,
             retry=_RETRY,
             owner=f"worker {number}",
+            max_keys=world.rng.choice((3, 10_000, 10_000, 10_000)),
         )
         self.session = Session(client, LeaseKeeper(client, use_thread=False))
 
@@ -76,6 +78,16 @@ class Worker:
         self.is_dead = True
         self._world.promises.forget(self.leases)
         self.leases = []
+
+    def leave(self) -> None:
+        """End the process well: it gives back what it holds, and what it claims just now."""
+        if not self.is_dead:
+            self._run(self.session.give_back)
+            self.kill()
+
+    def may_be_interrupted(self) -> bool:
+        """Tell whether it is the main thread that waits; signals reach no other."""
+        return self._is_acting and not self._is_keeping
 
     def pause(self, for_ns: int) -> None:
         """Stop the process, as SIGSTOP does."""
@@ -114,7 +126,9 @@ class Worker:
         if self._world.is_enough():
             return
         acts = [self._claim, self._settle, self._renew, self._look, self._undo]
+        self._is_acting = True
         self._run(self._rng.choices(acts, [5, 6, 3, 1.5, 0.8])[0])
+        self._is_acting = False
         if not self.is_dead:
             self._world.schedule.act_at(self._draw_pause_ns(), self._act)
 
@@ -122,7 +136,9 @@ class Worker:
         """Be the keeper's thread for one step."""
         keeper = self.session.keeper
         due_ns: list[int | None] = []
+        self._is_keeping = True
         self._run(lambda: due_ns.append(keeper.step()))
+        self._is_keeping = False
         if not self.is_dead:
             left_ns = (due_ns[0] or _NAP_NS + self.clock.now_ns()) - self.clock.now_ns()
             nap_ns = self.clock.real_ns(min(max(left_ns, 20 * MS), _NAP_NS))
@@ -133,7 +149,7 @@ class Worker:
             self.check_alive()
             self.sit_out_pause()
             do()
-        except (ServerUnavailableError, ProcessGone):
+        except (ServerUnavailableError, ProcessGone, KeyboardInterrupt):
             pass  # its leases run out
         if self.is_trusted:
             self._world.promises.check_belief(self.leases)
@@ -183,7 +199,6 @@ class Worker:
         chosen = rng.sample(self.leases, rng.randint(1, len(self.leases)))
         self.leases = [lease for lease in self.leases if lease not in chosen]
         endings = [Ending(lease, rng.choice(_HOWS)) for lease in chosen]
-        self._world.promises.forget(chosen)
         self._world.n_commands += len(endings)
         self.session.settle(endings)
 

@@ -133,6 +133,14 @@ class World:
         self.workers[number].kill()
         self.workers[number] = self._new_worker(number)
 
+    def dismiss_worker(self, number: int) -> None:
+        """Let a worker end well and start another in its place, unless that happens already."""
+        worker = self.workers[number]
+        if not self.is_ending:
+            worker.leave()
+            if self.workers[number] is worker and not self.is_ending:
+                self.workers[number] = self._new_worker(number)
+
     def _new_worker(self, number: int, *, is_idle: bool = False) -> Worker:
         is_trusted = self.rng.random() >= 0.1
         rate = (chaos.draw_rate if is_trusted else chaos.draw_bad_rate)(self.rng)

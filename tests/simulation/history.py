@@ -48,9 +48,11 @@ class Survivor(NamedTuple):
 
 
 class Restart(NamedTuple):
-    """A power cut, and what it left."""
+    """A power cut, and what it left; it comes before all else of its life."""
 
     revision: int
+    life: int
+    rank: int
     place: int
     survivors: tuple[Survivor, ...]
 
@@ -102,7 +104,7 @@ class Replay:
         self._registers: dict[bytes, Register] = {}
         self._max_token = 0
         self._max_revision = 0
-        self._operation = Operation(0, 0, "", (), 0, 0, 0)
+        self._operation = Operation(0, 0, 0, 0, "", (), 0, 0, 0)
 
     def take(self, operation: Operation) -> None:
         """Take the next operation."""
@@ -269,7 +271,7 @@ def check_history(entries: Iterable[Operation | Restart]) -> None:
     Raises:
         BrokenPromiseError: It cannot have come from one table.
     """
-    ordered = sorted(entries, key=lambda entry: entry[:2])
+    ordered = sorted(entries, key=lambda entry: entry[:4])
     check_real_time([entry for entry in ordered if isinstance(entry, Operation)])
     replay = Replay()
     for entry in ordered:

@@ -36,6 +36,9 @@ class Operation(NamedTuple):
 
     Attributes:
         revision: The store revision that its answer rests on.
+        life: How many processes of the server there were before.
+        rank: 1 for what may change keys; 2 for what reads them, which comes behind the changes of
+            its revision.
         place: Order in which answers left.
         method: The method.
         items: One per key.
@@ -45,12 +48,18 @@ class Operation(NamedTuple):
     """
 
     revision: int
+    life: int
+    rank: int
     place: int
     method: str
     items: tuple[Item, ...]
     arrived_ns: int
     left_ns: int
     first_revision: int
+
+
+READING: Final = frozenset({"Lookup", "Wait", "List"})
+"""Methods that change nothing."""
 
 
 def describe(item: Item) -> str:
@@ -93,6 +102,16 @@ def _lookup(request: pb.LookupRequest, reply: pb.LookupReply) -> Iterator[Item]:
         yield Item("look", key, b"", info.token, state, info.remaining_ns)
 
 
+def _wait(request: pb.WaitRequest, reply: pb.WaitReply) -> Iterator[Item]:
+    for key, state in zip(request.keys, reply.states, strict=True):
+        yield Item("look", key, b"", 0, state)
+
+
+def _list(_request: pb.ListRequest, reply: pb.ListReply) -> Iterator[Item]:
+    for info in reply.infos:
+        yield Item("look", info.key, b"", info.token, info.state, info.remaining_ns)
+
+
 def _reset(request: pb.ResetRequest, reply: pb.ResetReply) -> Iterator[Item]:
     for key, state in zip(request.keys, reply.states, strict=True):
         yield Item("reset", key, b"", 0, state, request.max_revision)
@@ -108,6 +127,8 @@ _READERS: Final[dict[str, Callable[[Any, Any], Iterator[Item]]]] = {
     "Renew": _renew,
     "Settle": _settle,
     "Lookup": _lookup,
+    "Wait": _wait,
+    "List": _list,
     "Reset": _reset,
     "Invalidate": _invalidate,
 }

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
+from google.protobuf.message import Message
+
 from distlock_proto import lock_table_pb2 as pb
 from distlock_server.state import Held, Record
 from tests.simulation.history import BrokenPromiseError
@@ -35,13 +37,23 @@ class Promise:
         extended_ns: Real time of the last promise.
         ttl_ns: The longest lease that was promised, in real time.
         is_free: Given up, completed or reset since.
+        freed_ns: Real time at which it became free.
     """
 
-    __slots__ = ("ends_ns", "extended_ns", "is_free", "kept_until_ns", "token", "ttl_ns")
+    __slots__ = (
+        "ends_ns",
+        "extended_ns",
+        "freed_ns",
+        "is_free",
+        "kept_until_ns",
+        "token",
+        "ttl_ns",
+    )
 
     def __init__(self) -> None:
         self.token = self.ttl_ns = 0
         self.kept_until_ns = self.ends_ns = self.extended_ns = 0
+        self.freed_ns = 0
         self.is_free = True
 
 
@@ -68,24 +80,19 @@ class Promises:
 
     # -- answers ----------------------------------------------------------------------------------
 
-    def take(self, operation: Operation, ran_ns: int, ttl_ns: int, max_grants: int) -> None:
-        """Check an answer as it leaves the server.
-
-        Args:
-            operation: The request and its answer.
-            ran_ns: Real time at which the table ran it.
-            ttl_ns: Length of the leases that a claim asks for.
-            max_grants: The claim's limit; 0: none.
-        """
+    def take(self, operation: Operation, request: Message, ran_ns: int) -> None:
+        """Check an answer as it leaves the server; `ran_ns` is when the table ran it."""
         durable = self._world.disk.revision()
         if operation.revision > durable:
             self._broken("I7", f"only revision {durable} is on disk: {operation}")
-        n_granted = 0
+        if isinstance(request, pb.ClaimRequest):
+            self._take_claim(operation, request, ran_ns)
+        elif isinstance(request, pb.WaitRequest):
+            self._take_wait(operation, request)
+        elif isinstance(request, pb.ListRequest):
+            ran_ns = operation.left_ns
         for item in operation.items:
-            if item.state == pb.KEY_STATE_GRANTED:
-                n_granted += 1
-                self._take_grant(item, ran_ns, ttl_ns)
-            elif item.state == pb.KEY_STATE_RENEWED:
+            if item.state == pb.KEY_STATE_RENEWED:
                 self._take_renewal(item, operation)
             elif item.state in _BUSY_STATES:
                 self._take_busy(item, ran_ns)
@@ -93,8 +100,24 @@ class Promises:
                     self._take_remaining(item, ran_ns)
             elif item.state in _ENDINGS:
                 self._take_ending(item)
-        if 0 < max_grants < n_granted:
-            self._broken("I5", f"{n_granted} grants, {max_grants} were asked for: {operation}")
+
+    def _take_claim(self, operation: Operation, request: pb.ClaimRequest, ran_ns: int) -> None:
+        granted = [item for item in operation.items if item.state == pb.KEY_STATE_GRANTED]
+        has_new = any(item.token != self._by_key[item.key].token for item in granted)
+        if 0 < request.max_grants < len(granted) and has_new:
+            self._broken("I5", f"{request.max_grants} grants were asked for: {operation}")
+        for item in granted:
+            self._take_grant(item, ran_ns, request.ttl_ns)
+
+    def _take_wait(self, operation: Operation, request: pb.WaitRequest) -> None:
+        """Check that a wait ended soon after its keys were free."""
+        free = [self._by_key[i.key] for i in operation.items if i.state not in _BUSY_STATES]
+        since_ns = sorted(p.freed_ns if p.is_free else p.ends_ns for p in free)
+        n_wanted = max(1, request.min_settled)
+        if len(since_ns) >= n_wanted:
+            late_ns = operation.left_ns - max(since_ns[n_wanted - 1], operation.arrived_ns)
+            if late_ns > LATE_NS:
+                self._broken("I10", f"a wait ended {late_ns / S} s late: {operation}")
 
     def take_arrival(self, request: pb.RenewRequest) -> None:
         """Note that leases may be renewed at once, before their request is answered."""
@@ -133,9 +156,10 @@ class Promises:
         promise = self._by_key[item.key]
         if item.state == pb.KEY_STATE_RESET:
             self._overruled.add(promise.token)
-            promise.is_free = True
-        elif item.token == promise.token:  # else it is repeated, and late
-            promise.is_free = True
+        elif item.token != promise.token:
+            return  # it is repeated, and late
+        promise.is_free = True
+        promise.freed_ns = self._world.schedule.now_ns
 
     def _take_busy(self, item: Item, ran_ns: int) -> None:
         late_ns = ran_ns - self._by_key[item.key].ends_ns

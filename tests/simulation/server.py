@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Generator, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from google.protobuf.message import Message
@@ -14,21 +15,16 @@ from distlock_server.pending import Pending, Watch
 from distlock_server.service import LockTableService
 from distlock_server.status import Activity
 from distlock_server.table import Table
+from distlock_server.waits import Waits
 from run_once.channel import TransportError
 from tests.simulation.disk import CrashError, SimEngine
+from tests.simulation.event_loop import SimFuture, SimLoop
 from tests.simulation.schedule import MS
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 T = TypeVar("T")
-
-
-class Pause:
-    """What a handler awaits instead of the event loop."""
-
-    def __await__(self) -> Generator[None, None, None]:
-        yield
 
 
 class SteppedCalls:
@@ -39,11 +35,9 @@ class SteppedCalls:
 
     async def run(self, keys: Sequence[bytes], run: Callable[[Group], T]) -> T:
         """Queue a function and wait for its answer."""
-        answers: list[Pending[T]] = []
-        self._server.submit(keys, run, answers.append)
-        while not answers:
-            await Pause()
-        return answers[0].result()
+        answer = SimFuture()
+        self._server.submit(keys, run, answer.set_result)
+        return cast("Pending[T]", await answer).result()
 
 
 class Context:
@@ -84,6 +78,7 @@ class Flight:
         if self._handler is None:
             return False
         end: Message | TransportError
+        asyncio._set_running_loop(cast("asyncio.AbstractEventLoop", self._server.loop))
         try:
             self._handler.send(None)
         except StopIteration as stop:
@@ -92,6 +87,8 @@ class Flight:
             end = error
         else:
             return True
+        finally:
+            asyncio._set_running_loop(None)
         self._handler = None
         if isinstance(end, Message):
             self._server.world.take_reply(self, end, self._server.ran_ns)
@@ -128,11 +125,13 @@ class SimServer:
         self.table = Table(engine, world.server_clock, self)
         engine.is_open = True
         self.wake()
+        self.loop = SimLoop(world.schedule, self._drive)
         self._engine = engine
+        self._waits = Waits(self.table)
         self.service = LockTableService(
             self.table,
             cast("Calls", SteppedCalls(self)),
-            cast("Any", None),
+            self._waits,
             cast("Any", None),
             world.server_clock,
             cast("Any", None),
@@ -187,6 +186,8 @@ class SimServer:
             The requests that get no answer.
         """
         if is_clean:
+            self._waits.close()
+            self._drive()
             self._engine.is_open = False
             self.table.close()
         self.is_dead = True
@@ -210,10 +211,18 @@ class SimServer:
         for pending in answered:
             self.unanswered.pop(id(pending), None)
             cast("Callable[[object], None]", pending.context)(pending)
-        self._flights = [flight for flight in self._flights if flight.drive()]
+        self._drive()
+
+    def _drive(self) -> None:
+        """Let handlers go on that can."""
+        if not self.is_dead:
+            self._flights = [flight for flight in self._flights if flight.drive()]
 
     def changed(self, watches: Sequence[Watch]) -> None:
-        """Nobody waits here."""
+        """Wake those who wait."""
+        for watch in watches:
+            cast("Callable[[Watch], None]", watch.context)(watch)
+        self._drive()
 
     def died(self, error: BaseException) -> None:
         """Not called: there is no committer's thread."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from distlock_proto import lock_table_pb2 as pb
 from run_once.answers import How
@@ -24,6 +24,7 @@ _RETRY: Final = RetryPolicy(total_s=6.0, attempt_s=2.0, first_backoff_s=0.1, max
 _TTLS_S: Final = (0.5, 1.0, 2.0, 5.0)
 _LONGER_S: Final = (0.5, 5.0, 12.0)
 _PAUSES_MS: Final = (0, 0, 1, 5, 20, 60, 200, 500)
+_WAITS_S: Final = (0.0, 0.5, 3.0, 30.0)
 _NAP_NS: Final = 1 * S
 _HOWS: Final[tuple[How, ...]] = ("complete", "complete", "complete", "fail", "release")
 
@@ -125,9 +126,9 @@ class Worker:
         """Be the main thread for one thing."""
         if self._world.is_enough():
             return
-        acts = [self._claim, self._settle, self._renew, self._look, self._undo]
+        acts = [self._claim, self._settle, self._renew, self._look, self._undo, self._wait]
         self._is_acting = True
-        self._run(self._rng.choices(acts, [5, 6, 3, 1.5, 0.8])[0])
+        self._run(self._rng.choices(acts, [5, 6, 3, 1.5, 0.8, 0.8])[0])
         self._is_acting = False
         if not self.is_dead:
             self._world.schedule.act_at(self._draw_pause_ns(), self._act)
@@ -214,6 +215,18 @@ class Worker:
             left_ns = chosen.remaining_ns - rng.randrange(6) * MS
             self._world.schedule.wait(lambda: self.is_dead, self._world.host.real_ns(left_ns))
             self._claim_keys([chosen.key])
+
+    def _wait(self) -> None:
+        """Wait for some keys, or read a page of all."""
+        client, rng = self.session.client, self._rng
+        if rng.random() < 0.3:
+            first, end = sorted(rng.sample(self._keys, 2))
+            only: Literal["all", "held", "failed"] = rng.choice(("all", "held", "failed"))
+            self._world.n_commands += sum(1 for _ in client.list(first, end, only=only))
+        else:
+            keys = rng.sample(self._keys, rng.randint(1, 4))
+            self._world.n_commands += len(keys)
+            client.wait(keys, rng.choice(_WAITS_S), min_settled=rng.choice((1, 1, len(keys))))
 
     def _undo(self) -> None:
         """Reset keys as a person would who saw what they are, or drop a done key's result."""

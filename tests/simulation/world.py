@@ -19,7 +19,7 @@ from tests.simulation.clocks import ServerClock, Wall
 from tests.simulation.disk import Disk
 from tests.simulation.history import BrokenPromiseError, Restart, check_history
 from tests.simulation.network import NO_FAULTS
-from tests.simulation.observed import Operation, items_of
+from tests.simulation.observed import READING, Operation, items_of
 from tests.simulation.overrule import Overruler, write_locks_of_2021
 from tests.simulation.promises import LATE_NS, Promises
 from tests.simulation.restart import check_whole, keys_to_remove, survivor
@@ -58,6 +58,7 @@ class World:
         self.promises = Promises(self, KEYS)
         self.history: list[Operation | Restart] = []
         self.is_ending = False
+        self._n_lives = 0
         self.n_commands = self.n_crashes = self.n_lost_replies = self.n_repeated = 0
         self.faults = chaos.draw_faults(self.rng)
         self._wall = Wall(self.schedule, seed, jumps=wall_jumps)
@@ -122,11 +123,14 @@ class World:
         self.server = server = SimServer(self)
         peek = server.table.store.peek
         check_whole(self._unanswered, peek, self._acknowledged, self._removed)
+        self._n_lives += 1
         records = [(key, peek(key)) for key in KEYS]
         for key, record in records:
             self.promises.take_restart(key, record)
         found = (survivor(k, record, may_be_gone=k in self._removed) for k, record in records)
-        self.history.append(Restart(server.table.revision, len(self.history), tuple(found)))
+        self.history.append(
+            Restart(server.table.revision, self._n_lives, 0, len(self.history), tuple(found))
+        )
 
     def replace_worker(self, number: int) -> None:
         """Kill a worker and start another in its place."""
@@ -159,6 +163,8 @@ class World:
         revision: int = reply.revision  # type: ignore[attr-defined]
         operation = Operation(
             revision,
+            self._n_lives,
+            2 if flight.method in READING else 1,
             len(self.history),
             flight.method,
             items,
@@ -167,10 +173,7 @@ class World:
             flight.revision,
         )
         self.history.append(operation)
-        ttl_ns = max_grants = 0
-        if isinstance(flight.request, pb.ClaimRequest):
-            ttl_ns, max_grants = flight.request.ttl_ns, flight.request.max_grants
-        self.promises.take(operation, ran_ns, ttl_ns, max_grants)
+        self.promises.take(operation, flight.request, ran_ns)
 
     def broken(self, promise: str, text: str) -> NoReturn:
         """Say that a promise was broken."""

@@ -9,6 +9,7 @@ import pytest
 from distlock_server import codec, group, state, store
 from distlock_server.engines.base import Meta
 from distlock_server.group import Counters, Group
+from distlock_server.store import Store
 from distlock_server.table import Table
 
 
@@ -82,11 +83,31 @@ def renewal_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Table, "try_renew", try_renew)
 
 
+def unwritten_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list shows grants that are still on their way to the disk."""
+    real = Store._list_held
+
+    def list_held(self: Store, start: bytes, end: bytes, limit: int) -> Any:
+        held = self.held
+        self.held = {**held, **{k: s for k, s in self.writing.items() if _is_held(s)}}
+        try:
+            return real(self, start, end, limit)
+        finally:
+            self.held = held
+
+    monkeypatch.setattr(Store, "_list_held", list_held)
+
+
+def _is_held(slot: group.Slot) -> bool:
+    return isinstance(slot.record, state.Held)
+
+
 BUGS = (
     tokens_forgotten,
     reply_before_sync,
     batch_written_in_part,
     revision_not_bumped,
     renewal_overwritten,
+    unwritten_listed,
 )
 """All of them."""

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from distlock_server import batch, state
+from distlock_server.pending import Watch
 from distlock_server.state import Answer, Outcome, Record, Stamp
+from distlock_server.table import Table
 
 
 def claim_id_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +106,17 @@ def done_granted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(state._STEPS, state.Claim, claim)
 
 
+def nobody_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a key is not told when it is given up."""
+    real = Table._take_over
+
+    def take_over(self: Table, *arguments: Any) -> list[Watch]:
+        real(self, *arguments)
+        return []
+
+    monkeypatch.setattr(Table, "_take_over", take_over)
+
+
 BUGS = (
     claim_id_ignored,
     failed_claim_granted_again,
@@ -114,5 +127,6 @@ BUGS = (
     reset_hits_newer,
     invalidate_hits_newer,
     done_granted,
+    nobody_is_woken,
 )
 """All of them."""

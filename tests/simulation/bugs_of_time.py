@@ -142,6 +142,11 @@ def no_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "margin_ns", lambda ttl_ns: 0)
 
 
+def believed_while_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease is believed on although its release was sent: what the simulation found first."""
+    monkeypatch.setattr(Lease, "held", property(lambda self: self.is_open and self.remaining_s > 0))
+
+
 BUGS = (
     wall_clock_for_expiry,
     old_deadlines_after_restart,
@@ -155,5 +160,6 @@ BUGS = (
     count_from_reply,
     renewal_counted_from_reply,
     no_margin,
+    believed_while_released,
 )
 """All of them."""

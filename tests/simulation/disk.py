@@ -12,6 +12,10 @@ from distlock_server.engines.keyvalue import Batch
 from distlock_server.engines.memory import MemoryEngine, MemoryStore
 from tests.simulation.schedule import MS, Schedule
 
+FAST_MS: Final = (0, 0, 0, 1, 2, 2, 3, 5, 8, 200)
+SLOW_MS: Final = (5, 20, 50, 120, 250)
+"""How long a sync takes."""
+
 
 class CrashError(Exception):
     """The server's process ended in the midst of what it did."""
@@ -21,12 +25,14 @@ class Disk:
     """What outlives the server's process.
 
     Attributes:
+        sync_ms: How long a sync may take.
         synced: What a power cut leaves.
         writing: The batch that is on its way; a power cut leaves it wholly or not at all, since a
             torn tail is no batch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rng: random.Random) -> None:
+        self.sync_ms = rng.choice((FAST_MS, FAST_MS, SLOW_MS))
         self.synced = MemoryStore()
         self.writing: Batch | None = None
 
@@ -39,9 +45,6 @@ class Disk:
         if self.writing is not None and rng.random() < 0.5:
             self.synced.write(self.writing)
         self.writing = None
-
-
-_SYNC_MS: Final = (0, 0, 0, 1, 2, 2, 3, 5, 8, 200)
 
 
 class SimEngine(MemoryEngine):
@@ -61,7 +64,7 @@ class SimEngine(MemoryEngine):
         """Write; what arrives meanwhile is handled by the server's other threads."""
         if self.is_open:  # else the server starts or ends: nobody else is there
             self._disk.writing = batch
-            sync_ns = self._rng.choice(_SYNC_MS) * MS
+            sync_ns = self._rng.choice(self._disk.sync_ms) * MS
             if sync_ns:
                 self._schedule.wait(self._is_dead, sync_ns, events_only=True)
             if self._is_dead():

@@ -17,7 +17,7 @@ from tests.simulation import bugs_of_disk, bugs_of_rules, bugs_of_time
 from tests.simulation.history import BrokenPromiseError
 from tests.simulation.seeds import run_seeds
 
-MAX_SEEDS: Final = 200
+MAX_SEEDS: Final = 300
 """A planted bug must be found within so many seeds."""
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "simulation.md"

@@ -128,7 +128,7 @@ class Worker:
             return
         acts = [self._claim, self._settle, self._renew, self._look, self._undo, self._wait]
         self._is_acting = True
-        self._run(self._rng.choices(acts, [5, 6, 3, 1.5, 0.8, 0.8])[0])
+        self._run(self._rng.choices(acts, [5, 6, 2.5, 2, 1, 1.2])[0])
         self._is_acting = False
         if not self.is_dead:
             self._world.schedule.act_at(self._draw_pause_ns(), self._act)
@@ -212,16 +212,16 @@ class Worker:
         ending = [info for info in found.infos if 0 < info.remaining_ns < _NAP_NS]
         if ending:
             chosen = min(ending, key=lambda info: info.remaining_ns)
-            left_ns = chosen.remaining_ns - rng.randrange(6) * MS
+            left_ns = chosen.remaining_ns - rng.randrange(4) * MS
             self._world.schedule.wait(lambda: self.is_dead, self._world.host.real_ns(left_ns))
             self._claim_keys([chosen.key])
 
     def _wait(self) -> None:
         """Wait for some keys, or read a page of all."""
         client, rng = self.session.client, self._rng
-        if rng.random() < 0.3:
+        if rng.random() < 0.5:
             first, end = sorted(rng.sample(self._keys, 2))
-            only: Literal["all", "held", "failed"] = rng.choice(("all", "held", "failed"))
+            only: Literal["all", "held", "failed"] = rng.choice(("all", "held", "held", "failed"))
             self._world.n_commands += sum(1 for _ in client.list(first, end, only=only))
         else:
             keys = rng.sample(self._keys, rng.randint(1, 4))
@@ -244,9 +244,9 @@ class Worker:
         if rng.random() < 0.4:
             self._sleep(rng.choice((0.0, 0.1, 1.0, 3.0)))  # people read before they act
         world.n_commands += len(chosen)
-        if rng.random() < 0.5:
+        if rng.random() < 0.4:
             client.reset([info.key for info in chosen], found.revision)
-        elif rng.random() < 0.5:
+        elif rng.random() < 0.3:
             client.invalidate([(info.key, info.token) for info in chosen])
         else:  # of results that were looked at long ago
             seen = dict(rng.sample(self._seen_done, min(5, len(self._seen_done))))

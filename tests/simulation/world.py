@@ -54,7 +54,7 @@ class World:
     def __init__(self, seed: int, *, wall_jumps: bool = True) -> None:
         self.rng = random.Random(seed)
         self.schedule = Schedule()
-        self.disk = Disk()
+        self.disk = Disk(self.rng)
         self.promises = Promises(self, KEYS)
         self.history: list[Operation | Restart] = []
         self.is_ending = False

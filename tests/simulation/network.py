@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
 
 from google.protobuf.message import Message
 
 from run_once.channel import TransportError
+from tests.simulation.observed import n_keys
 from tests.simulation.schedule import MS, S
 
 if TYPE_CHECKING:
@@ -35,9 +37,10 @@ NO_FAULTS: Final = Faults(0, 0, 0, 0, 0)
 
 
 class Outcome:
-    """What the caller gets, once it is there."""
+    """What the caller gets, once it is there; of a repeated request nobody waits for that."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_awaited: bool = True) -> None:
+        self.is_awaited = is_awaited
         self.reply: Message | None = None
         self.error: TransportError | None = None
 
@@ -62,6 +65,7 @@ class SimTransport:
     def __init__(self, world: World, worker: Worker) -> None:
         self._world = world
         self._worker = worker
+        self._counted: deque[Message] = deque(maxlen=4)
 
     def call(
         self, method: str, request: Message, reply_type: type[ReplyT], timeout_s: float
@@ -69,13 +73,13 @@ class SimTransport:
         """Send a request, and let the others go on until there is an answer or time is up."""
         world, worker = self._world, self._worker
         worker.check_alive()
+        self._count(request)
         outcome = Outcome()
         raw = request.SerializeToString()
         arrive = partial(self._arrive, method, type(request), raw)
         rng = world.rng
         if rng.random() < world.faults.repeated:
-            world.n_repeated += 1
-            nobody = Outcome()
+            nobody = Outcome(is_awaited=False)
             world.schedule.at(rng.choice(_LATE_MS) * MS, partial(arrive, nobody))
         if rng.random() >= world.faults.lost_request and not worker.is_cut_off():
             world.schedule.at(self._delay_ns(), partial(arrive, outcome))
@@ -97,6 +101,12 @@ class SimTransport:
     def close(self) -> None:
         """Nothing to close."""
 
+    def _count(self, request: Message) -> None:
+        """Count what is asked of each key, once: a retry sends the same message."""
+        if not any(request is one for one in self._counted):
+            self._counted.append(request)
+            self._world.n_commands += n_keys(request)
+
     def _arrive(
         self, method: str, request_type: type[Message], raw: bytes, outcome: Outcome
     ) -> None:
@@ -112,7 +122,7 @@ class SimTransport:
         """Let a reply leave the server's machine."""
         world = self._world
         if world.rng.random() < world.faults.lost_reply or self._worker.is_cut_off():
-            world.n_lost_replies += isinstance(end, Message)
+            world.n_lost_replies += outcome.is_awaited and isinstance(end, Message)
             return
         world.schedule.at(self._delay_ns(), partial(outcome.take, end))
 

@@ -70,6 +70,12 @@ def describe(item: Item) -> str:
     return f"{item.what} of key {item.key!r}{who}: {answer.removeprefix('KEY_STATE_')}"
 
 
+def n_keys(request: Message) -> int:
+    """Tell how many keys a request asks something of."""
+    name = _KEY_FIELDS.get(type(request))
+    return 1 if name is None else len(getattr(request, name))
+
+
 def items_of(method: str, request: Message, reply: Message) -> tuple[Item, ...]:
     """Take a request and its reply apart."""
     reader = _READERS.get(method)
@@ -131,4 +137,14 @@ _READERS: Final[dict[str, Callable[[Any, Any], Iterator[Item]]]] = {
     "List": _list,
     "Reset": _reset,
     "Invalidate": _invalidate,
+}
+
+_KEY_FIELDS: Final[dict[type[Message], str]] = {
+    pb.ClaimRequest: "keys",
+    pb.RenewRequest: "renewals",
+    pb.SettleRequest: "settlements",
+    pb.LookupRequest: "keys",
+    pb.WaitRequest: "keys",
+    pb.ResetRequest: "keys",
+    pb.InvalidateRequest: "invalidations",
 }

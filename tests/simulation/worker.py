@@ -165,7 +165,6 @@ class Worker:
 
     def _claim_keys(self, keys: list[bytes]) -> None:
         rng = self._rng
-        self._world.n_commands += len(keys)
         claimed = self.session.claim(
             keys,
             ttl_s=rng.choice(_TTLS_S),
@@ -189,7 +188,6 @@ class Worker:
                 lease.ttl_s = rng.choice(_LONGER_S)
             elif chance < 0.4:
                 lease.start()
-        self._world.n_commands += len(self.leases)
         self.session.keeper.renew_now(self.leases)
 
     def _settle(self) -> None:
@@ -200,14 +198,12 @@ class Worker:
         chosen = rng.sample(self.leases, rng.randint(1, len(self.leases)))
         self.leases = [lease for lease in self.leases if lease not in chosen]
         endings = [Ending(lease, rng.choice(_HOWS)) for lease in chosen]
-        self._world.n_commands += len(endings)
         self.session.settle(endings)
 
     def _look(self) -> None:
         """Look at keys; sometimes claim one in the very moment in which its lease ends."""
         rng = self._rng
         keys = rng.sample(self._keys, 5)
-        self._world.n_commands += len(keys)
         found = self.session.client.lookup(keys, want_infos=rng.random() < 0.7)
         ending = [info for info in found.infos if 0 < info.remaining_ns < _NAP_NS]
         if ending:
@@ -222,17 +218,15 @@ class Worker:
         if rng.random() < 0.5:
             first, end = sorted(rng.sample(self._keys, 2))
             only: Literal["all", "held", "failed"] = rng.choice(("all", "held", "held", "failed"))
-            self._world.n_commands += sum(1 for _ in client.list(first, end, only=only))
+            list(client.list(first, end, only=only))
         else:
             keys = rng.sample(self._keys, rng.randint(1, 4))
-            self._world.n_commands += len(keys)
             client.wait(keys, rng.choice(_WAITS_S), min_settled=rng.choice((1, 1, len(keys))))
 
     def _undo(self) -> None:
         """Reset keys as a person would who saw what they are, or drop a done key's result."""
-        client, rng, world = self.session.client, self._rng, self._world
+        client, rng = self.session.client, self._rng
         found = client.lookup(self._keys, want_infos=True)
-        world.n_commands += len(self._keys)
         done = [info for info in found.infos if info.state == pb.KEY_STATE_DONE]
         self._seen_done += [(info.key, info.token) for info in done]
         others = [info for info in found.infos if info.token and info not in done]
@@ -243,7 +237,6 @@ class Worker:
             return
         if rng.random() < 0.4:
             self._sleep(rng.choice((0.0, 0.1, 1.0, 3.0)))  # people read before they act
-        world.n_commands += len(chosen)
         if rng.random() < 0.4:
             client.reset([info.key for info in chosen], found.revision)
         elif rng.random() < 0.3:

@@ -59,7 +59,7 @@ class World:
         self.history: list[Operation | Restart] = []
         self.is_ending = False
         self._n_lives = 0
-        self.n_commands = self.n_crashes = self.n_lost_replies = self.n_repeated = 0
+        self.n_commands = self.n_crashes = self.n_lost_replies = 0
         self.faults = chaos.draw_faults(self.rng)
         self._wall = Wall(self.schedule, seed, jumps=wall_jumps)
         self.host = chaos.boot(self, chaos.draw_rate(self.rng))

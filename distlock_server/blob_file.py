@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 import zlib
-from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 _MAGIC: Final = b"ROBLOB1\n"
@@ -59,15 +57,3 @@ def read_header(file: BinaryIO) -> Header | None:
 def is_whole(file: BinaryIO, header: Header) -> bool:
     """Tell whether an open file has the length that its header says."""
     return os.fstat(file.fileno()).st_size == header.n_bytes + header.size_bytes
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new names in a folder survive a power cut, where folders can be synced."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)

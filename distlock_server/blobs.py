@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from distlock_server.blob_file import Header, is_whole, read_header, sync_folder
+from distlock_server.blob_file import Header, is_whole, read_header
 from distlock_server.clock import Clock, SystemClock
+from distlock_server.folders import sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class BlobStore:
         self._clock = clock or SystemClock()
         self._mutex = threading.Lock()  # guards _uploads, and finished files coming and going
         self._uploads: dict[Path, _Upload] = {}
+        self._made: set[Path] = set()  # folders whose names survive a power cut
 
     def write_chunk(
         self, key: bytes, token: int, offset: int, chunk: bytes, size_bytes: int, sha256: bytes
@@ -267,10 +269,12 @@ class BlobStore:
 
     def _begin(self, path: Path, header: Header) -> _Upload:
         """Start an upload anew, whatever was there; each has a file of its own."""
-        if not path.parent.exists():
+        # A folder that is there may have been made by a server that was killed before it synced.
+        if path.parent not in self._made or not path.parent.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             sync_folder(self._folder)
             sync_folder(self._folder.parent)
+            self._made.add(path.parent)
         now_ns = self._clock.now_ns()
         part = path.with_suffix(f".{uuid.uuid4().hex}{_UNFINISHED}")
         upload = _Upload(header, part, now_ns)

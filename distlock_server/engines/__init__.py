@@ -15,6 +15,7 @@ from distlock_server.engines.base import (
 )
 from distlock_server.engines.keyvalue import reason
 from distlock_server.engines.memory import MemoryEngine
+from distlock_server.folders import make_folder
 
 __all__ = ["ENGINE_KINDS", "default_kind", "kind_in", "open_engine"]
 
@@ -106,7 +107,7 @@ def _open_embedded(kind: str, folder: Path, cache_mb: int) -> Engine:
 
 def _prepare_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except FileExistsError as error:
         raise EngineError(f"{folder} is a file: a database needs a folder") from error
     except OSError as error:

@@ -3,7 +3,8 @@
 Its traps, all minded here: a later synced write does not cover an earlier unsynced one, so every
 write is synced; without `paranoid_checks` a flipped bit in the log silently loses what follows it;
 reads check the checksums of blocks only when told to; a write that failed may reappear after the
-database is opened again, so nothing follows a failed write (`KeyValueEngine` sees to that).
+database is opened again, so nothing follows a failed write (`KeyValueEngine` sees to that). And it
+syncs a new log file but not its name, which a power cut may then take with all that is in it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import ClassVar, Final
 import plyvel
 
 from distlock_server.engines.keyvalue import Batch, KeyValueEngine
+from distlock_server.folders import FolderWatch
 
 _BLOOM_BITS: Final = 10
 """Per key: one lookup in a hundred of an absent key reads a block for nothing."""
@@ -25,7 +27,7 @@ class LevelDBEngine(KeyValueEngine):
     """An engine over one LevelDB folder."""
 
     kind: str = "leveldb"
-    _errors: ClassVar[tuple[type[Exception], ...]] = (plyvel.Error,)
+    _errors: ClassVar[tuple[type[Exception], ...]] = (plyvel.Error, OSError)
 
     def __init__(self, folder: Path, cache_mb: int) -> None:
         """Open or make the database.
@@ -45,6 +47,7 @@ class LevelDBEngine(KeyValueEngine):
             lru_cache_size=cache_mb * 2**20,
             bloom_filter_bits=_BLOOM_BITS,
         )
+        self._names = FolderWatch(folder)
 
     def _get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         get = self._db.get
@@ -57,6 +60,7 @@ class LevelDBEngine(KeyValueEngine):
                     writes.delete(key)
                 else:
                     writes.put(key, value)
+        self._names.sync_if_changed()
 
     def _range(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         with self._db.iterator(

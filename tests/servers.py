@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -45,7 +46,15 @@ def await_health(target: str, timeout_s: float = START_TIMEOUT_S) -> None:
 
 
 class ServerProcess:
-    """One `distlock` process over a database that stays when the process is killed."""
+    """One `distlock` process over a database that stays when the process is killed.
+
+    Attributes:
+        folder: Where its database and files are.
+        db: The database.
+        port: The TCP port, once started.
+        environment: More variables for the next start.
+        command_prefix: What the next start is wrapped in (`ip netns exec …`).
+    """
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         """Prepare a server; `start` starts it.
@@ -57,6 +66,8 @@ class ServerProcess:
         self.folder = folder
         self.db = folder / "db"
         self.port = 0
+        self.environment: dict[str, str] = {}
+        self.command_prefix: list[str] = []
         self._arguments = arguments
         self._port_file = folder / "port"
         self._log_file = folder / "distlock.log"
@@ -85,6 +96,7 @@ class ServerProcess:
         with self._log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 [
+                    *self.command_prefix,
                     sys.executable,
                     "-m",
                     "distlock_server",
@@ -97,6 +109,7 @@ class ServerProcess:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
+                env={**os.environ, **self.environment},
             )
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not self._port_file.exists():

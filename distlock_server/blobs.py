@@ -31,7 +31,9 @@ IDLE_UPLOAD_NS: Final = 300 * 10**9
 """An upload that got no chunk for so long makes room when there are too many."""
 
 _SHA256_BYTES: Final = 32
-_FINISHED: Final = ".blob"
+FINISHED: Final = ".blob"
+"""How the files of finished values end."""
+
 _UNFINISHED: Final = ".part"
 
 
@@ -123,7 +125,7 @@ class BlobStore:
         """
         header = Header(key, token, size_bytes, sha256)
         _check_chunk(header, offset, chunk)
-        path = self._path(key, token)
+        path = self.path(key, token)
         with _disk_errors(f"store the value of key {key!r}"):
             if self.exists(key, token, size_bytes, sha256):
                 sync_folder(path.parent)  # whoever renamed it may not be there yet
@@ -162,7 +164,7 @@ class BlobStore:
         """
         with _disk_errors(f"read the value of key {key!r}"):
             try:
-                file = self._path(key, token).open("rb")
+                file = self.path(key, token).open("rb")
             except FileNotFoundError as error:
                 raise BlobMissingError(
                     f"no value is stored for key {key!r} with token {token}"
@@ -186,7 +188,7 @@ class BlobStore:
         """
         with _disk_errors(f"look for the value of key {key!r}"):
             try:
-                file = self._path(key, token).open("rb")
+                file = self.path(key, token).open("rb")
             except FileNotFoundError:
                 return False
             with file:
@@ -200,7 +202,7 @@ class BlobStore:
         Raises:
             BlobDiskError: The file cannot be removed.
         """
-        path = self._path(key, token)
+        path = self.path(key, token)
         self._forget(path)
         with self._mutex, _disk_errors(f"remove the value of key {key!r}"):
             path.unlink(missing_ok=True)
@@ -233,16 +235,16 @@ class BlobStore:
 
     # -- files ------------------------------------------------------------------------------------
 
-    def _path(self, key: bytes, token: int) -> Path:
+    def path(self, key: bytes, token: int) -> Path:
         """Give the file of a finished value: any key becomes a short, harmless name."""
         name = hashlib.sha256(token.to_bytes(8, "big") + key).hexdigest()
-        return self._folder / name[:2] / f"{name[2:]}{_FINISHED}"
+        return self._folder / name[:2] / f"{name[2:]}{FINISHED}"
 
     def _files(self) -> Iterator[Path]:
         if self._folder.exists():
             for shard in sorted(self._folder.iterdir()):
                 if shard.is_dir():
-                    yield from (f for f in shard.iterdir() if f.suffix in (_FINISHED, _UNFINISHED))
+                    yield from (f for f in shard.iterdir() if f.suffix in (FINISHED, _UNFINISHED))
 
     def _is_named(self, file: Path, is_live: Callable[[bytes, int], bool]) -> bool:
         if file.suffix == _UNFINISHED:
@@ -252,7 +254,7 @@ class BlobStore:
         if header is None:
             logger.warning("%s is damaged beyond use and is removed", file)
             return False
-        return self._path(header.key, header.token) == file and is_live(header.key, header.token)
+        return self.path(header.key, header.token) == file and is_live(header.key, header.token)
 
     def _remove_old(self, file: Path, changed_before_s: float) -> bool:
         """Remove a file unless it was written again in the meantime."""

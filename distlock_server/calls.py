@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 from distlock_server.group import Group
 from distlock_server.limits import MAX_QUEUED_KEYS, MAX_QUEUED_REQUESTS, OverloadError
 from distlock_server.pending import Pending, Watch
+from distlock_server.space import Space
 from distlock_server.table import Table
 
 T = TypeVar("T")
@@ -73,6 +74,7 @@ class Calls:
     def __init__(
         self,
         table: Table,
+        space: Space | None = None,
         *,
         max_requests: int = MAX_QUEUED_REQUESTS,
         max_keys: int = MAX_QUEUED_KEYS,
@@ -81,27 +83,32 @@ class Calls:
 
         Args:
             table: The table.
+            space: The free space for changes. None: there is no limit.
             max_requests: Requests under way at once.
             max_keys: Keys of those, taken together.
         """
         self._table = table
+        self._space = space or Space()
         self._max_requests = max_requests
         self._max_keys = max_keys
         self._n_requests = 0
         self._n_keys = 0
 
-    async def run(self, keys: Sequence[bytes], run: Callable[[Group], T]) -> T:
+    async def run(
+        self, keys: Sequence[bytes], run: Callable[[Group], T], *, ends_leases: bool = False
+    ) -> T:
         """Run a function in the committer and await its answer.
 
         Args:
             keys: The keys it touches.
             run: See `Table.submit`.
+            ends_leases: It renews or ends leases: allowed also with little space.
 
         Returns:
             What it returned, once everything that rests on it is on disk.
 
         Raises:
-            OverloadError: Too much is waiting; nothing was changed.
+            OverloadError: Too much is waiting, or the disk is nearly full; nothing was changed.
             Exception: What the function raised, or `Table.submit` lists.
         """
         if self._n_requests >= self._max_requests or self._n_keys >= self._max_keys:
@@ -119,5 +126,5 @@ class Calls:
 
         self._n_requests += 1
         self._n_keys += len(keys)
-        self._table.submit(keys, run, take)
+        self._table.submit(keys, self._space.guarded(run, ends_leases=ends_leases), take)
         return (await done).result()

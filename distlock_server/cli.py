@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar
 
 import click
 
+from distlock_server import tools
 from distlock_server.version import version
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Options(NamedTuple):
     engine: str
     unix_socket: Path | None
     idle_exit_s: float | None
+    reserve_mb: int
     pid_file: Path | None
     port_file: Path | None
     log_level: str
@@ -93,7 +95,11 @@ class _Seconds(click.FloatRange):
         return seconds
 
 
-@click.command(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
+@click.group(
+    invoke_without_command=True,
+    subcommand_metavar="[COMMAND]",
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
+)
 @_option("db", type=_PATH, help="Folder of the database, made if it is missing.")
 @_option(
     "port",
@@ -120,6 +126,12 @@ class _Seconds(click.FloatRange):
     type=_Seconds(min=0, min_open=True),
     help="Exit after so many seconds without a request and without a running lease.",
 )
+@_option(
+    "reserve_mb",
+    type=click.IntRange(min=0),
+    default=64,
+    help="Begin nothing new while less is free on the disk of the database, in MiB. 0: no limit.",
+)
 @_option("pid_file", type=_PATH, help="Write the process id to this file once listening.")
 @_option("port_file", type=_PATH, help="Write the bound TCP port to this file once listening.")
 @_option(
@@ -139,13 +151,20 @@ class _Seconds(click.FloatRange):
 def main(**values: Any) -> None:
     """Serve a lock table to run-once clients, over gRPC.
 
-    SIGTERM and SIGINT finish what is under way and exit with status 0.
+    SIGTERM and SIGINT finish what is under way and exit with status 0. The commands look after a
+    database; without one the server is started.
     """
+    if click.get_current_context().invoked_subcommand is not None:
+        return
     options = Options(**values)
     if options.db is None and options.engine != "memory":
         raise click.UsageError("--db is missing: name the folder of the database")
     _configure_logging(options.log_level)
     _exit(run(options))
+
+
+for _command in tools.COMMANDS:
+    main.add_command(_command)
 
 
 def run(options: Options) -> int:
@@ -186,6 +205,7 @@ def _start(
     from distlock_server.blobs import BlobStore  # noqa: PLC0415
     from distlock_server.clock import SystemClock  # noqa: PLC0415
     from distlock_server.server import Listen, Server  # noqa: PLC0415
+    from distlock_server.space import Space  # noqa: PLC0415
 
     folder = options.db or Path()
     kind = options.engine
@@ -205,7 +225,10 @@ def _start(
         )
     engine = engines.open_engine(kind, folder, options.cache_size)
     blobs = BlobStore(_blob_folder(options, cleanup))
-    server = Server(engine, blobs, SystemClock(), listen, ends.put, idle_exit_s=options.idle_exit_s)
+    space = Space(None if kind == "memory" else folder, options.reserve_mb * 2**20)
+    server = Server(
+        engine, blobs, SystemClock(), listen, ends.put, idle_exit_s=options.idle_exit_s, space=space
+    )
     server.start()
     return server
 

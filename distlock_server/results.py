@@ -13,6 +13,7 @@ from distlock_server import limits
 from distlock_server.blobs import BlobDiskError, BlobMissingError, BlobStore
 from distlock_server.calls import Calls
 from distlock_server.limits import RequestError
+from distlock_server.space import Space
 from distlock_server.state import Complete, Done, Held, Record, Storage
 
 T = TypeVar("T")
@@ -33,17 +34,21 @@ class DamagedError(Exception):
 class Results:
     """The server's large values, as the services use them."""
 
-    def __init__(self, blobs: BlobStore, calls: Calls, executor: Executor) -> None:
+    def __init__(
+        self, blobs: BlobStore, calls: Calls, executor: Executor, space: Space | None = None
+    ) -> None:
         """Serve values.
 
         Args:
             blobs: Where they are.
             calls: Asks the table who holds a key.
             executor: Runs what touches the disk, off the event loop.
+            space: The free space for values. None: there is no limit.
         """
         self._blobs = blobs
         self._calls = calls
         self._executor = executor
+        self._space = space or Space()
 
     async def require(self, key: bytes, command: Complete) -> None:
         """Check that the value that a completion names is on disk.
@@ -78,6 +83,7 @@ class Results:
             raise RequestError(f"sha256: {len(request.sha256)} bytes, it must have 32")
         if not _is_held(await self._record(holder.key), holder.claim_id, holder.token):
             return await self._repeated(request)
+        self._space.require(len(request.chunk))
         write = partial(
             self._blobs.write_chunk,
             holder.key,

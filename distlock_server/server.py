@@ -36,6 +36,7 @@ from distlock_server.legacy_service import LegacyService
 from distlock_server.limits import MAX_MESSAGE_BYTES, MAX_QUEUED_REQUESTS, MAX_WAITS
 from distlock_server.results import Results, names_value
 from distlock_server.service import LockTableService
+from distlock_server.space import Space
 from distlock_server.status import Activity
 from distlock_server.table import Table
 from distlock_server.waits import Waits
@@ -126,6 +127,7 @@ class Server:
         on_end: Callable[[Idle | Died], None],
         *,
         idle_exit_s: float | None = None,
+        space: Space | None = None,
     ) -> None:
         """Make a server; `start` starts it.
 
@@ -137,6 +139,7 @@ class Server:
             on_end: Called, in any thread, when the server should be stopped; must not block.
             idle_exit_s: Be `Idle` after so long without a request and without a running lease;
                 None: never.
+            space: The free space for changes. None: there is no limit.
         """
         self.port = 0
         self.death: BaseException | None = None
@@ -146,6 +149,7 @@ class Server:
         self._listen = listen
         self._on_end = on_end
         self._idle_exit_s = idle_exit_s
+        self._space = space
         self._activity = Activity()
         self._executor = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
         self._scanner = ThreadPoolExecutor(_SCANNER_THREADS, thread_name_prefix="scanner")
@@ -230,8 +234,8 @@ class Server:
     def _add_services(
         self, server: grpc.aio.Server, table: Table, waits: Waits
     ) -> health.aio.HealthServicer:
-        calls = self._calls = Calls(table)
-        results = Results(self._blobs, calls, self._executor)
+        calls = self._calls = Calls(table, self._space)
+        results = Results(self._blobs, calls, self._executor, self._space)
         add_LockTableServicer_to_server(
             LockTableService(
                 table,

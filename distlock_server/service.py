@@ -131,7 +131,8 @@ class LockTableService(pb_grpc.LockTableServicer):
         queued = [place for place, item in enumerate(items) if item is None]
         now_ns, revision = self._clock.now_ns(), self._table.revision
         if queued:
-            answers = await self._apply([commands[place] for place in queued])
+            again = [commands[place] for place in queued]
+            answers = await self._apply(again, ends_leases=True)
             for place, item in zip(queued, answers.items, strict=True):
                 items[place] = item
             now_ns, revision = answers.now_ns, answers.revision
@@ -162,16 +163,19 @@ class LockTableService(pb_grpc.LockTableServicer):
         for key, command in commands:
             if isinstance(command, Complete) and command.result.storage is Storage.SERVER:
                 await self._results.require(key, command)
-        answers = await self._apply(commands)
+        answers = await self._apply(commands, ends_leases=True)
         return pb.SettleReply(
             states=answer_states(answers.items, answers.now_ns),
             lost_states=lost_states(answers.items, answers.now_ns),
             revision=answers.revision,
         )
 
-    async def _apply(self, commands: Sequence[tuple[bytes, batch.Change]]) -> Items:
+    async def _apply(
+        self, commands: Sequence[tuple[bytes, batch.Change]], *, ends_leases: bool = False
+    ) -> Items:
         keys = [key for key, _ in commands]
-        return await self._calls.run(keys, partial(batch.apply_each, commands=commands))
+        run = partial(batch.apply_each, commands=commands)
+        return await self._calls.run(keys, run, ends_leases=ends_leases)
 
     # -- reading ----------------------------------------------------------------------------------
 

@@ -457,7 +457,9 @@ def check(history: Iterable[Op]) -> Checked:
         key_history.replay()
     changes = [change for key_history in keys.values() for change in key_history.changes]
     last_revision = exact[-1].revision if exact else 0
-    n_unsure = n_unanswered + sum(key_history.n_unsure for key_history in keys.values())
+    # A renewal to a longer lease takes a revision as well.
+    n_unsure = n_unanswered + sum(len(key_history.renewals) for key_history in keys.values())
+    n_unsure += sum(key_history.n_unsure for key_history in keys.values())
     _check_revisions(exact, changes, last_revision, n_unsure)
     _check_tokens(changes)
     return Checked(

@@ -4,7 +4,8 @@ Its traps, all minded here: a later synced write does not cover an earlier unsyn
 write is synced; without `paranoid_checks` a flipped bit in the log silently loses what follows it;
 reads check the checksums of blocks only when told to; a write that failed may reappear after the
 database is opened again, so nothing follows a failed write (`KeyValueEngine` sees to that). And it
-syncs a new log file but not its name, which a power cut may then take with all that is in it.
+syncs a new log file but not its name, which a power cut may then take with all that is in it. A
+damaged length near the end of a log looks to it like a crash (see `leveldb_log.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import ClassVar, Final
 import plyvel
 
 from distlock_server.engines.keyvalue import Batch, KeyValueEngine
+from distlock_server.engines.leveldb_log import check_logs
 from distlock_server.folders import FolderWatch
 
 _BLOOM_BITS: Final = 10
@@ -38,8 +40,10 @@ class LevelDBEngine(KeyValueEngine):
 
         Raises:
             plyvel.Error: It cannot be opened; `open_engine` says why in words.
+            DamagedLogError: The end of a log is damaged.
         """
         super().__init__(str(folder))
+        check_logs(folder)
         self._db = plyvel.DB(
             str(folder),
             create_if_missing=True,

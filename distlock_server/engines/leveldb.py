@@ -5,7 +5,7 @@ write is synced; without `paranoid_checks` a flipped bit in the log silently los
 reads check the checksums of blocks only when told to; a write that failed may reappear after the
 database is opened again, so nothing follows a failed write (`KeyValueEngine` sees to that). And it
 syncs a new log file but not its name, which a power cut may then take with all that is in it. A
-damaged length near the end of a log looks to it like a crash (see `leveldb_log.py`).
+damaged length near the end of a log looks to it like a crash (see `log_ends.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import ClassVar, Final
 import plyvel
 
 from distlock_server.engines.keyvalue import Batch, KeyValueEngine
-from distlock_server.engines.leveldb_log import check_logs
+from distlock_server.engines.log_ends import check_logs
 from distlock_server.folders import FolderWatch
 
 _BLOOM_BITS: Final = 10

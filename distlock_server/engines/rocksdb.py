@@ -18,6 +18,7 @@ from rocksdict import (
 )
 
 from distlock_server.engines.keyvalue import Batch, KeyValueEngine
+from distlock_server.engines.log_ends import check_logs
 
 _BLOOM_BITS: Final = 10
 _MAX_OPEN_FILES: Final = 1_000
@@ -60,6 +61,7 @@ class RocksDBEngine(KeyValueEngine):
         super().__init__(str(folder))
         self._write_options = WriteOptions()
         self._write_options.sync = True
+        check_logs(folder)
         self._db = Rdict(str(folder), _options(cache_mb))
 
     def _get(self, keys: Sequence[bytes]) -> list[bytes | None]:

@@ -1,7 +1,7 @@
-"""Ends of LevelDB's logs: cut short by a crash, or damaged?
+"""Ends of logs of LevelDB and RocksDB: cut short by a crash, or damaged?
 
-LevelDB takes a record whose length reaches over the end of a log for one that was being written at
-a crash, and drops it without a word. If it is the length that is damaged, what is dropped was
+Both take a record whose length reaches over the end of a log for one that was being written at a
+crash, and drop it without a word. If it is the length that is damaged, what is dropped was
 acknowledged, and so was all behind it. The two can be told apart: a record that was cut short lacks
 bytes, so no part of what is there fits its checksum; a whole one with another length does.
 

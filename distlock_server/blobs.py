@@ -20,6 +20,7 @@ from typing import Final
 
 from distlock_server.blob_file import Header, is_whole, read_header
 from distlock_server.clock import Clock, SystemClock
+from distlock_server.failpoints import reach
 from distlock_server.folders import sync_folder
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,9 @@ class BlobStore:
             if self.exists(key, token, size_bytes, sha256):
                 sync_folder(path.parent)  # whoever renamed it may not be there yet
                 return size_bytes
+            reach("upload.asked")
             upload = self._begin(path, header) if offset == 0 else self._resume(path, header)
+            reach("upload.made")
             with upload.mutex:
                 if offset > upload.received_bytes:
                     raise _gap(key, offset, upload.received_bytes)
@@ -322,6 +325,7 @@ class BlobStore:
         with upload.part.open("r+b") as file:
             file.seek(upload.header.n_bytes + upload.received_bytes)
             file.write(chunk)
+        reach("upload.appended")
         upload.digest.update(chunk)
         upload.received_bytes += len(chunk)
         upload.last_chunk_ns = self._clock.now_ns()
@@ -333,10 +337,13 @@ class BlobStore:
                 f"the value of key {upload.header.key!r} arrived with another SHA-256 than "
                 "announced: send it again"
             )
+        reach("upload.checked")
         with upload.part.open("r+b") as file:
             os.fsync(file.fileno())
+        reach("upload.synced")
         with self._mutex:
             upload.part.replace(path)
+            reach("upload.renamed")
             if self._uploads.get(path) is upload:
                 del self._uploads[path]
             try:
@@ -344,6 +351,7 @@ class BlobStore:
             except OSError:
                 path.unlink(missing_ok=True)
                 raise
+        reach("upload.ended")
 
     def _forget(self, path: Path, upload: _Upload | None = None) -> None:
         """Drop an upload with its file: this one, or whichever is under way."""

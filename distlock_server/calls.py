@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
+from distlock_server.failpoints import reach
 from distlock_server.group import Group
 from distlock_server.limits import MAX_QUEUED_KEYS, MAX_QUEUED_REQUESTS, OverloadError
 from distlock_server.pending import Pending, Watch
@@ -127,4 +128,6 @@ class Calls:
         self._n_requests += 1
         self._n_keys += len(keys)
         self._table.submit(keys, self._space.guarded(run, ends_leases=ends_leases), take)
-        return (await done).result()
+        answered = await done
+        reach("reply.made")
+        return answered.result()

@@ -32,6 +32,7 @@ from distlock_server.calls import Calls, LoopNotify
 from distlock_server.clock import Clock
 from distlock_server.codec import CodecError
 from distlock_server.engines.base import Engine
+from distlock_server.failpoints import reach
 from distlock_server.legacy_service import LegacyService
 from distlock_server.limits import MAX_MESSAGE_BYTES, MAX_QUEUED_REQUESTS, MAX_WAITS
 from distlock_server.results import Results, names_value
@@ -332,6 +333,7 @@ class Server:
         await server.stop(DRAIN_S)
         # A connection that is closed with requests unread is reset, and its last answers are lost.
         await asyncio.sleep(_FLUSH_S)
+        reach("end.drained")
         await asyncio.to_thread(table.close)
         for executor in (self._executor, self._scanner):
             executor.shutdown(wait=False, cancel_futures=True)

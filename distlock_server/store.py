@@ -20,6 +20,7 @@ from distlock_server import codec
 from distlock_server.clock import Clock
 from distlock_server.codec import Kind, Opened
 from distlock_server.engines.base import SYSTEM_PREFIX, Engine, EngineError, Meta, decode_counter
+from distlock_server.failpoints import reach
 from distlock_server.group import (
     ABSENT_SLOT,
     Counters,
@@ -82,9 +83,12 @@ class Store:
         self._clock = clock
         self._opened = Opened(clock.now_ns(), clock.wall_ns())
         self._old = OldBase(engine, self._opened)
+        reach("start.opened")
         self.database_id, self.counters = self._open_store()
+        reach("start.written")
         if not engine.shared:
             self._load_held()
+        reach("start.loaded")
 
     @property
     def is_counted(self) -> bool:

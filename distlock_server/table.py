@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 
 from distlock_server.clock import Clock
 from distlock_server.engines.base import APPLIED, Engine, EngineError
+from distlock_server.failpoints import reach
 from distlock_server.group import Group, Slot, Write, is_stored_as_expired, plan_write
 from distlock_server.pending import (
     ContendedError,
@@ -197,7 +198,9 @@ class Table:
         self._refuse_queued()
         if self._dead is None and not self._store.engine.shared:
             self._store.store_expired()
+        reach("end.stored")
         self._store.close()
+        reach("end.closed")
 
     def step_once(self) -> bool:
         """Run one group in the calling thread; tests and simulation use it instead of `start`.
@@ -208,6 +211,7 @@ class Table:
         with self._mutex:
             batch = self._take_batch()
         if batch:
+            reach("group.taken")
             self._run_batch(batch)
         elif not self._store.is_counted:
             self._store.count_old()
@@ -245,12 +249,14 @@ class Table:
             self._fail(batch, StorageError(f"the change may or may not be stored: {error}"))
             raise
         self._notify.answered(answered)
+        reach("group.answered")
         if watches:
             self._notify.changed(watches)
 
     def _commit(self, batch: list[Pending[Any]]) -> tuple[list[Pending[Any]], list[Watch]]:
         store = self._store
         slots, engine_now_ns = store.read(key for pending in batch for key in pending.keys)
+        reach("group.read")
         with self._mutex:
             # Renewals may have come in since the read: the deadlines in memory are the newest.
             slots.update((key, store.held[key]) for key in slots if key in store.held)
@@ -264,15 +270,20 @@ class Table:
             )
             for pending in batch:
                 _run_pending(group, pending)
+            reach("group.run")
             write = plan_write(
                 group, stores_deadline=self._store.engine.shared, counted_below=store.counted_below
             )
             store.writing = write.slots
+        reach("group.planned")
         lost = self._write(write)
+        reach("group.written")
         with self._mutex:
             store.counters = group.counters
+            reach("group.counted")
             watches = self._take_over(write.slots, lost)
             store.writing = {}
+        reach("group.taken_over")
         answered = self._sort_out_lost(batch, lost) if lost else batch
         return answered, watches
 

@@ -23,6 +23,7 @@ from distlock_server.engines.base import (
     decode_counter,
     encode_counter,
 )
+from distlock_server.failpoints import reach
 
 Batch: TypeAlias = Mapping[bytes, bytes | None]
 """Entries to write; None deletes."""
@@ -85,6 +86,7 @@ class KeyValueEngine(abc.ABC):
         assert len({swap.key for swap in swaps}) == len(swaps), "one swap for a key in a commit"
         assert not any(swap.key.startswith(SYSTEM_PREFIX) for swap in swaps), "not a user's key"
         with self._call("write to", is_final=True), self._commit_lock:
+            reach("commit.begun")
             found = self._get([swap.key for swap in swaps])
             answers: list[Applied | bytes | None] = []
             applied: list[Swap] = []
@@ -94,9 +96,12 @@ class KeyValueEngine(abc.ABC):
                     answers.append(APPLIED)
                 else:
                     answers.append(now)
+            reach("commit.compared")
             batch = self._gather(applied, meta)
+            reach("commit.gathered")
             if batch:
                 self._write(batch)
+            reach("commit.ended")
             return answers
 
     def _gather(self, swaps: Iterable[Swap], meta: Meta) -> dict[bytes, bytes | None]:

@@ -19,6 +19,7 @@ import plyvel
 
 from distlock_server.engines.keyvalue import Batch, KeyValueEngine
 from distlock_server.engines.log_ends import check_logs
+from distlock_server.failpoints import reach
 from distlock_server.folders import FolderWatch
 
 _BLOOM_BITS: Final = 10
@@ -64,7 +65,10 @@ class LevelDBEngine(KeyValueEngine):
                     writes.delete(key)
                 else:
                     writes.put(key, value)
+            reach("write.filled")
+        reach("write.synced")
         self._names.sync_if_changed()
+        reach("write.named")
 
     def _range(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         with self._db.iterator(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from tests.faults.power import Dropped, PowerCut
@@ -19,6 +20,15 @@ from tests.servers import ServerProcess
 
 MIN_OPS: Final = 30
 """A fault after fewer operations says nothing."""
+
+
+class Rig:
+    """A server whose power can be cut again and again."""
+
+    def __init__(self, folder: Path, shim: Path, *arguments: str) -> None:
+        self.server = ServerProcess(folder / "server", *arguments)
+        self.power = PowerCut(folder / "server", shim, folder / "recording")
+        self.recorder = Recorder()
 
 
 class Load:

@@ -7,9 +7,7 @@ nothing, must lose data.
 
 from __future__ import annotations
 
-import os
 import random
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
@@ -19,11 +17,9 @@ from typing import Final
 import grpc
 import pytest
 
-from tests.faults.crashes import Load, check_after_restart, cut_power
+from tests.faults.crashes import Load, Rig, check_after_restart, cut_power
 from tests.faults.history import ViolationError
-from tests.faults.power import PowerCut, build_shim
-from tests.faults.traffic import Profile, Recorder
-from tests.servers import ServerProcess
+from tests.faults.traffic import Profile
 
 N_CUTS: Final = 10
 N_DATABASES: Final = 3
@@ -36,27 +32,6 @@ PROFILES: Final = (
     # Fills a log of LevelDB every few hundred completions: new files come and go.
     Profile(value_bytes=45_000, fresh=0.6),
 )
-
-
-@pytest.fixture(scope="session")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the compiled shim."""
-    return build_shim(tmp_path_factory.mktemp("shim"))
-
-
-@pytest.fixture
-def seed() -> int:
-    """Give the seed of the run."""
-    return int(os.environ.get("FAULT_SEED") or time.time_ns() % 2**32)
-
-
-class Rig:
-    """A server whose power can be cut again and again."""
-
-    def __init__(self, folder: Path, shim: Path, *arguments: str) -> None:
-        self.server = ServerProcess(folder / "server", *arguments)
-        self.power = PowerCut(folder / "server", shim, folder / "recording")
-        self.recorder = Recorder()
 
 
 @dataclass

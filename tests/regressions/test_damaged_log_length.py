@@ -42,9 +42,7 @@ def _last_block(file: Path) -> tuple[int, bytes]:
 
 
 @pytest.mark.parametrize("pattern", ["*.log", "MANIFEST-*"])
-def test_damaged_length_is_an_error(
-    kind: str, killed: Path, tmp_path: Path, pattern: str
-) -> None:
+def test_damaged_length_is_an_error(kind: str, killed: Path, tmp_path: Path, pattern: str) -> None:
     """Whichever bit of the lengths of the last records flips, the database does not open."""
     (file,) = killed.glob(pattern)
     start, block = _last_block(file)

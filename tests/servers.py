@@ -52,6 +52,7 @@ class ServerProcess:
         folder: Where its database and files are.
         db: The database.
         port: The TCP port, once started.
+        host: Where it is reached.
         environment: More variables for the next start.
         command_prefix: What the next start is wrapped in (`ip netns exec …`).
     """
@@ -66,6 +67,7 @@ class ServerProcess:
         self.folder = folder
         self.db = folder / "db"
         self.port = 0
+        self.host = "127.0.0.1"
         self.environment: dict[str, str] = {}
         self.command_prefix: list[str] = []
         self._arguments = arguments
@@ -76,7 +78,7 @@ class ServerProcess:
     @property
     def address(self) -> str:
         """Host and port."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:

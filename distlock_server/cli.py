@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import math
 import os
@@ -23,6 +22,8 @@ from distlock_server import tools
 from distlock_server.version import version
 
 if TYPE_CHECKING:
+    from distlock_server.auth import Legacy
+    from distlock_server.security import Security, Wanted
     from distlock_server.server import Server
 
 logger = logging.getLogger("distlock")
@@ -57,6 +58,18 @@ class Options(NamedTuple):
     pid_file: Path | None
     port_file: Path | None
     log_level: str
+    secure: bool
+    secure_dir: Path | None
+    address_file: Path | None
+    address_role: str | None
+    public_host: str | None
+    insecure: bool
+    tls_cert: Path | None
+    tls_key: Path | None
+    tls_client_ca: Path | None
+    token_file: Path | None
+    legacy: Legacy | None
+    legacy_port: int | None
 
 
 def _option(name: str, **settings: Any) -> Callable[[Decorated], Decorated]:
@@ -135,6 +148,48 @@ class _Seconds(click.FloatRange):
 @_option("pid_file", type=_PATH, help="Write the process id to this file once listening.")
 @_option("port_file", type=_PATH, help="Write the bound TCP port to this file once listening.")
 @_option(
+    "secure",
+    is_flag=True,
+    help="TLS and tokens: key, certificate and tokens are made at the first start, then kept.",
+)
+@_option("secure_dir", type=_PATH, help="Their folder.  [default: <db>.secure]")
+@_option(
+    "address_file",
+    type=_PATH,
+    help="Write address, certificate and token to this file, for RUN_ONCE_ADDRESS=addrfile://FILE.",
+)
+@_option(
+    "address_role",
+    type=click.Choice(["read", "work", "admin"]),
+    help="Role of the token in that file.  [default: the highest there is]",
+)
+@_option(
+    "public_host",
+    help="How other machines reach this one, for that file.  [default: this machine's name]",
+)
+@_option("insecure", is_flag=True, help="Beyond loopback do without TLS and tokens.")
+@_option("tls_cert", type=_PATH, help="Certificate of the server, PEM, instead of one made here.")
+@_option("tls_key", type=_PATH, help="Its private key, PEM.")
+@_option(
+    "tls_client_ca", type=_PATH, help="Answer only clients with a certificate of this CA, PEM."
+)
+@_option(
+    "token_file",
+    type=_PATH,
+    help="Tokens: one `role token` a line, role read, work or admin; read again when it changes.",
+)
+@_option(
+    "legacy",
+    type=click.Choice(["loopback", "on", "off"]),
+    help="Whom of the clients of 0.4.2 to answer, which have neither TLS nor tokens.  "
+    "[default: loopback; off with tokens or --tls_client_ca]",
+)
+@_option(
+    "legacy_port",
+    type=click.IntRange(0, 65_535),
+    help="With TLS: answer clients of 0.4.2 on this port of 127.0.0.1, in the clear.",
+)
+@_option(
     "log_level",
     type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
     default="info",
@@ -174,19 +229,25 @@ def run(options: Options) -> int:
     ends: queue.SimpleQueue[object] = queue.SimpleQueue()
     _end_on_signals(ends)
     from distlock_server.engines.base import EngineError  # noqa: PLC0415 - for a quick --help
+    from distlock_server.security import SecurityError, prepare  # noqa: PLC0415
     from distlock_server.server import Idle, ServeError  # noqa: PLC0415
 
     try:
+        wanted = _wanted(options)
+        security = prepare(wanted)
         with contextlib.ExitStack() as cleanup:
-            server = _start(options, ends, cleanup)
+            server = _start(options, security, ends, cleanup)
+            _write_address(options, security, wanted, server.port)
             cleanup.enter_context(_Files(options, server.port))
             logger.info("Server listening on %s", ", ".join(server.targets))
+            if server.legacy_port:
+                logger.info("and for clients of 0.4.2 on 127.0.0.1:%d", server.legacy_port)
             reason = _first(ends)
             if isinstance(reason, (Idle, signal.Signals)):
                 why = "nobody uses the server" if isinstance(reason, Idle) else reason.name
                 logger.info("%s: finishing what is under way", why)
                 server.stop()
-    except (EngineError, ServeError) as error:
+    except (EngineError, SecurityError, ServeError) as error:
         return _complain(str(error))
     except OSError as error:
         return _complain(f"{error.filename or 'the server'}: {error.strerror or error}")
@@ -198,12 +259,51 @@ def run(options: Options) -> int:
     return 0
 
 
+def _wanted(options: Options) -> Wanted:
+    """Give the options that protect the server."""
+    from distlock_server.security import Wanted  # noqa: PLC0415
+
+    given = {name: getattr(options, name) for name in Wanted._fields if hasattr(options, name)}
+    host = options.host if _uses_tcp(options) else None
+    return Wanted(**{**given, "host": host, "database": options.db})
+
+
+def _uses_tcp(options: Options) -> bool:
+    return options.unix_socket is None or options.port is not None
+
+
+def _write_address(options: Options, security: Security, wanted: Wanted, port: int) -> None:
+    """Write the file that tells clients all they need; it stays for the next start."""
+    if options.address_file is None:
+        return
+    from distlock_server.security import address_file  # noqa: PLC0415
+    from distlock_server.server import ServeError  # noqa: PLC0415
+    from distlock_server.tls import write_private  # noqa: PLC0415
+
+    content = address_file(security, wanted, port, options.unix_socket)
+    try:
+        write_private(options.address_file, content)
+    except OSError as error:
+        raise ServeError(
+            f"--address_file={options.address_file} cannot be written: {error.strerror or error}; "
+            "name a file in a folder that exists and can be written to"
+        ) from None
+    logger.info(
+        "Clients need RUN_ONCE_ADDRESS=addrfile://%s, or a copy of that file",
+        options.address_file.absolute(),
+    )
+
+
 def _start(
-    options: Options, ends: queue.SimpleQueue[object], cleanup: contextlib.ExitStack
+    options: Options,
+    security: Security,
+    ends: queue.SimpleQueue[object],
+    cleanup: contextlib.ExitStack,
 ) -> Server:
     from distlock_server import engines  # noqa: PLC0415
     from distlock_server.blobs import BlobStore  # noqa: PLC0415
     from distlock_server.clock import SystemClock  # noqa: PLC0415
+    from distlock_server.security import is_loopback  # noqa: PLC0415
     from distlock_server.server import Listen, Server  # noqa: PLC0415
     from distlock_server.space import Space  # noqa: PLC0415
 
@@ -211,15 +311,16 @@ def _start(
     kind = options.engine
     if kind == "auto":
         kind = engines.kind_in(folder) or engines.default_kind()
-    uses_tcp = options.unix_socket is None or options.port is not None
     listen = Listen(
-        host=options.host if uses_tcp else None,
+        host=options.host if _uses_tcp(options) else None,
         port=DEFAULT_PORT if options.port is None else options.port,
         unix_socket=options.unix_socket,
+        credentials=security.credentials,
+        legacy_port=options.legacy_port,
     )
-    if uses_tcp and not _is_loopback(options.host):
+    if listen.host is not None and security.is_open and not is_loopback(listen.host):
         logger.warning(
-            "%s can be reached from other machines, and there is no authentication yet: "
+            "%s can be reached from other machines, and --insecure asks for no authentication: "
             "whoever reaches the port can change every lock",
             options.host,
         )
@@ -227,7 +328,14 @@ def _start(
     blobs = BlobStore(_blob_folder(options, cleanup))
     space = Space(None if kind == "memory" else folder, options.reserve_mb * 2**20)
     server = Server(
-        engine, blobs, SystemClock(), listen, ends.put, idle_exit_s=options.idle_exit_s, space=space
+        engine,
+        blobs,
+        SystemClock(),
+        listen,
+        ends.put,
+        idle_exit_s=options.idle_exit_s,
+        space=space,
+        guard=security.guard,
     )
     server.start()
     return server
@@ -299,13 +407,6 @@ def _exit_late() -> None:
     time.sleep(HARD_EXIT_S)
     logger.warning("not all requests finished within %s s: exiting all the same", HARD_EXIT_S)
     _exit(0)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _configure_logging(level: str) -> None:

@@ -27,6 +27,7 @@ from grpc_reflection.v1alpha import reflection
 from distlock_proto import legacy_pb2, lock_table_pb2
 from distlock_proto.legacy_pb2_grpc import add_LockManagerServiceServicer_to_server
 from distlock_proto.lock_table_pb2_grpc import add_LockTableServicer_to_server
+from distlock_server.auth import Guard
 from distlock_server.blobs import BlobStore
 from distlock_server.calls import Calls, LoopNotify
 from distlock_server.clock import Clock
@@ -65,6 +66,8 @@ _SCANNER_THREADS: Final = 2
 _MAX_SOCKET_PATH_BYTES: Final = 100
 """A little below what the smallest system allows for the path of a unix socket."""
 
+_LOOPBACK: Final = "127.0.0.1"
+
 _SERVICES: Final = (
     lock_table_pb2.DESCRIPTOR.services_by_name["LockTable"].full_name,
     legacy_pb2.DESCRIPTOR.services_by_name["LockManagerService"].full_name,
@@ -92,11 +95,15 @@ class Listen(NamedTuple):
         host: Name or address of the interface; None: not on TCP.
         port: TCP port; 0: any that is free.
         unix_socket: Path of a unix socket; None: on none.
+        credentials: Key and certificate for TCP; None: in the clear.
+        legacy_port: TCP port on loopback, always in the clear; 0: any that is free, None: none.
     """
 
     host: str | None = "127.0.0.1"
     port: int = 0
     unix_socket: Path | None = None
+    credentials: grpc.ServerCredentials | None = None
+    legacy_port: int | None = None
 
 
 class Idle:
@@ -115,6 +122,7 @@ class Server:
 
     Attributes:
         port: The bound TCP port, once started; 0 without TCP.
+        legacy_port: The bound port for clients of 2021, if there is one of its own.
         table: The table, once started.
         death: The storage's error, if it failed.
     """
@@ -129,6 +137,7 @@ class Server:
         *,
         idle_exit_s: float | None = None,
         space: Space | None = None,
+        guard: Guard | None = None,
     ) -> None:
         """Make a server; `start` starts it.
 
@@ -141,8 +150,10 @@ class Server:
             idle_exit_s: Be `Idle` after so long without a request and without a running lease;
                 None: never.
             space: The free space for changes. None: there is no limit.
+            guard: Checks who may call what; None: whoever reaches the server may do everything.
         """
         self.port = 0
+        self.legacy_port = 0
         self.death: BaseException | None = None
         self._engine = engine
         self._blobs = blobs
@@ -151,6 +162,7 @@ class Server:
         self._on_end = on_end
         self._idle_exit_s = idle_exit_s
         self._space = space
+        self._guard = guard
         self._activity = Activity()
         self._executor = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
         self._scanner = ThreadPoolExecutor(_SCANNER_THREADS, thread_name_prefix="scanner")
@@ -211,7 +223,9 @@ class Server:
         )
         self._waits = Waits(table)
         server = grpc.aio.server(
-            options=_CHANNEL_OPTIONS, maximum_concurrent_rpcs=MAX_QUEUED_REQUESTS + MAX_WAITS
+            options=_CHANNEL_OPTIONS,
+            maximum_concurrent_rpcs=MAX_QUEUED_REQUESTS + MAX_WAITS,
+            interceptors=[] if self._guard is None else [self._guard],
         )
         checks = self._add_services(server, table, self._waits)
         try:
@@ -263,14 +277,12 @@ class Server:
     # -- listening --------------------------------------------------------------------------------
 
     def _bind(self, server: grpc.aio.Server) -> None:
-        host, port, unix_socket = self._listen
-        if host is not None:
-            try:
-                self.port = server.add_insecure_port(_tcp_address(host, port))
-            except RuntimeError:
-                self.port = 0
-            if not self.port:
-                raise ServeError(_why_not(host, port))
+        listen = self._listen
+        if listen.host is not None:
+            self.port = _bind_tcp(server, listen.host, listen.port, listen.credentials)
+        if listen.legacy_port is not None:
+            self.legacy_port = _bind_tcp(server, _LOOPBACK, listen.legacy_port, None)
+        unix_socket = listen.unix_socket
         if unix_socket is not None:
             _clear_socket(unix_socket)
             before = os.umask(0o077)
@@ -347,6 +359,27 @@ def _is_named(table: Table, key: bytes, token: int) -> bool:
         return names_value(table.store.peek(key), token)
     except CodecError:
         return True
+
+
+def _bind_tcp(
+    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None
+) -> int:
+    """Listen on TCP, and give the bound port.
+
+    Raises:
+        ServeError: That cannot be.
+    """
+    address = _tcp_address(host, port)
+    try:
+        if credentials is None:
+            bound: int = server.add_insecure_port(address)
+        else:
+            bound = server.add_secure_port(address, credentials)
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise ServeError(_why_not(host, port))
+    return bound
 
 
 def _tcp_address(host: str, port: int) -> str:

@@ -129,7 +129,7 @@ def network(cleanup: ExitStack) -> Network:
 @pytest.fixture
 def remote(network: Network, tmp_path: Path, cleanup: ExitStack) -> ServerProcess:
     """Give a server that is reached from there."""
-    server = ServerProcess(tmp_path / "server", f"--host={network.host}")
+    server = ServerProcess(tmp_path / "server", f"--host={network.host}", "--insecure")
     server.host = network.host
     cleanup.callback(server.close)
     server.start()

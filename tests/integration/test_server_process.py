@@ -92,7 +92,7 @@ def test_port_in_use(server: ServerProcess, tmp_path: Path) -> None:
 
 def test_host_that_is_not_ours(tmp_path: Path) -> None:
     """An address of another machine is one sentence."""
-    done = run_distlock(f"--db={tmp_path / 'db'}", "--host=192.0.2.1", "--port=0")
+    done = run_distlock(f"--db={tmp_path / 'db'}", "--host=192.0.2.1", "--port=0", "--insecure")
     assert done.returncode == 1
     assert "distlock: cannot listen on 192.0.2.1:0" in done.stderr
     assert "Traceback" not in done.stderr
@@ -132,8 +132,8 @@ def test_database_of_another_kind(start_server: Start) -> None:
 
 
 def test_other_interfaces_are_warned_about(start_server: Start) -> None:
-    """Listening for other machines warns once that there is no authentication."""
-    server = start_server("--host=0.0.0.0")
+    """With --insecure, listening for other machines warns once that there is no authentication."""
+    server = start_server("--host=0.0.0.0", "--insecure")
     assert server.log.count("no authentication") == 1
     assert "Server listening on 0.0.0.0:" in server.log
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from distlock_server import cli
+from distlock_server import cli, security
 from distlock_server.server import ServeError
 
 
@@ -151,4 +151,4 @@ def test_help_does_not_load_grpc() -> None:
 )
 def test_loopback(host: str, is_loopback: bool) -> None:
     """Only addresses of this machine alone count as loopback."""
-    assert cli._is_loopback(host) is is_loopback
+    assert security.is_loopback(host) is is_loopback

@@ -1,0 +1,339 @@
+"""Who may call which method: tokens with roles, and the one interceptor that asks for them.
+
+A token is in no log, error or repr. Whoever may open the server's unix socket is the server's own
+user, and needs none.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+import ipaddress
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from urllib.parse import unquote
+
+import grpc
+
+logger = logging.getLogger(__name__)
+
+MIN_TOKEN_CHARS: Final = 16
+"""Shorter tokens are refused: they could be guessed."""
+
+LOOK_EVERY_S: Final = 1.0
+"""How often the token file is looked at, at most."""
+
+Legacy: TypeAlias = Literal["loopback", "on", "off"]
+"""Which peers the service of 2021, which knows no tokens, answers."""
+
+
+class Role(enum.IntEnum):
+    """What the holder of a token may do; each role may do what those below it may."""
+
+    READ = 1
+    WORK = 2
+    ADMIN = 3
+
+    @property
+    def label(self) -> str:
+        """Its name in a token file."""
+        return self.name.lower()
+
+
+_TABLE: Final = "/distlock.v1.LockTable/"
+_LEGACY: Final = "/distlock.LockManagerService/"
+
+ROLES: Final[dict[str, Role | None]] = {
+    f"{_TABLE}Claim": Role.WORK,
+    f"{_TABLE}Renew": Role.WORK,
+    f"{_TABLE}Settle": Role.WORK,
+    f"{_TABLE}Invalidate": Role.WORK,
+    f"{_TABLE}UploadResult": Role.WORK,
+    f"{_TABLE}Lookup": Role.READ,
+    f"{_TABLE}Wait": Role.READ,
+    f"{_TABLE}List": Role.READ,
+    f"{_TABLE}Count": Role.READ,
+    f"{_TABLE}DownloadResult": Role.READ,
+    f"{_TABLE}GetServerInfo": Role.READ,
+    f"{_TABLE}Reset": Role.ADMIN,
+    # Each of the four may take or remove a lock whatever its state.
+    f"{_LEGACY}AcquireLock": Role.ADMIN,
+    f"{_LEGACY}AcquireMany": Role.ADMIN,
+    f"{_LEGACY}ReleaseLock": Role.ADMIN,
+    f"{_LEGACY}ProcessBatch": Role.ADMIN,
+    f"{_LEGACY}ListLocks": Role.READ,
+    f"{_LEGACY}CountLocks": Role.READ,
+    f"{_LEGACY}GetCurrentServerTime": Role.READ,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Role.READ,
+    # Whatever watches over the server need not be able to read its keys.
+    "/grpc.health.v1.Health/Check": None,
+    "/grpc.health.v1.Health/Watch": None,
+}
+"""The role that each method needs; None: not even a token. What is not here needs ADMIN."""
+
+
+class TokenFileError(Exception):
+    """A token file cannot be used; the message says why, and shows no token."""
+
+
+class Token(NamedTuple):
+    """One line of a token file."""
+
+    role: Role
+    text: str
+
+    def __repr__(self) -> str:
+        return f"<token of role {self.role.label}>"
+
+
+def read_tokens(path: Path) -> list[Token]:
+    """Read a file with one `role token` a line; empty lines and those that start with # are none.
+
+    Raises:
+        TokenFileError: It cannot be read, or a line is malformed.
+    """
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except OSError as error:
+        raise TokenFileError(f"token file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise TokenFileError(f"token file {path} is no ASCII text") from None
+    tokens = [
+        _parse_line(line, f"token file {path}, line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    if not tokens:
+        raise TokenFileError(f"token file {path} has no token: write one `role token` a line")
+    if len({token.text for token in tokens}) < len(tokens):
+        raise TokenFileError(f"token file {path} has a token twice: each has one role")
+    return tokens
+
+
+def _parse_line(line: str, where: str) -> Token:
+    words = line.split()
+    roles = {role.label: role for role in Role}
+    if len(words) != 2 or words[0] not in roles:  # noqa: PLR2004 (a role and a token)
+        raise TokenFileError(
+            f"{where}: write a role (read, work or admin), a blank and a token without blanks"
+        )
+    if len(words[1]) < MIN_TOKEN_CHARS or not words[1].isprintable():
+        raise TokenFileError(
+            f"{where}: the token has {len(words[1])} characters, it needs {MIN_TOKEN_CHARS} or more"
+        )
+    return Token(roles[words[0]], words[1])
+
+
+class Tokens:
+    """The tokens of a file; read again within a second when it changes.
+
+    A file that cannot be used any more changes nothing, and is logged.
+    """
+
+    def __init__(self, path: Path, now_s: Callable[[], float] = time.monotonic) -> None:
+        """Read the file.
+
+        Raises:
+            TokenFileError: It cannot be used.
+        """
+        self._path = path
+        self._now_s = now_s
+        self._looked_s = now_s()
+        self._stamp = _stamp(path)
+        self._roles = _hashed(read_tokens(path))
+
+    def role_of(self, token: str) -> Role | None:
+        """Give the role of a token; None: it is unknown. Takes as long for any of one length."""
+        if self._now_s() - self._looked_s >= LOOK_EVERY_S:
+            self._look()
+        wanted, found = _digest(token), None
+        for digest, role in self._roles:
+            if hmac.compare_digest(digest, wanted):
+                found = role
+        return found
+
+    def _look(self) -> None:
+        self._looked_s = self._now_s()
+        stamp = _stamp(self._path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._roles = _hashed(read_tokens(self._path))
+        except TokenFileError as error:
+            logger.error("%s; the tokens read before stay valid", error)  # noqa: TRY400 (foreseen)
+        else:
+            logger.info("read the changed token file %s", self._path)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+
+def _hashed(tokens: Sequence[Token]) -> list[tuple[bytes, Role]]:
+    return [(_digest(token.text), token.role) for token in tokens]
+
+
+class Refusal(NamedTuple):
+    """Why a call is not let in."""
+
+    code: grpc.StatusCode
+    sentence: str
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Lets a call through to its method if its sender may make it."""
+
+    def __init__(self, tokens: Tokens | None, legacy: Legacy, *, needs_certificate: bool) -> None:
+        """Guard a server.
+
+        Args:
+            tokens: The tokens; None: the server asks for none.
+            legacy: Which peers of the service of 2021 are answered.
+            needs_certificate: TLS connections have a client's certificate; others, which have
+                none, are answered on a unix socket only (and see `legacy`).
+        """
+        self._tokens = tokens
+        self._legacy = legacy
+        self._needs_certificate = needs_certificate
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
+    ) -> Any:
+        """Give the method's handler with the check before it."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or ROLES.get(method, Role.ADMIN) is None:
+            return handler
+        token = _bearer(handler_call_details.invocation_metadata)
+
+        async def admit(context: Any) -> None:
+            refusal = self.refusal(method, token, context.peer(), is_tls=_is_tls(context))
+            if refusal is not None:
+                await context.abort(*refusal)
+
+        return _guarded(handler, admit)
+
+    def refusal(self, method: str, token: str, peer: str, *, is_tls: bool) -> Refusal | None:
+        """Decide about a call; None: it may pass.
+
+        Args:
+            method: Full name of the method.
+            token: The token sent with it; empty: none.
+            peer: The sender as gRPC names it.
+            is_tls: It came over TLS.
+        """
+        name = method.rpartition("/")[2]
+        if method.startswith(_LEGACY):
+            sentence = self._legacy_refusal(peer)
+            if sentence:
+                return Refusal(grpc.StatusCode.PERMISSION_DENIED, f"{name}: {sentence}")
+            if self._legacy == "on" or not is_tls:  # clients of 2021 have neither TLS nor token
+                return None
+        if peer.startswith("unix:"):
+            return None
+        if self._tokens is None:
+            if self._needs_certificate and not is_tls:
+                return Refusal(
+                    grpc.StatusCode.UNAUTHENTICATED,
+                    f"{name} needs TLS with a client certificate of this server's CA",
+                )
+            return None
+        return self._token_refusal(self._tokens, name, token, ROLES.get(method) or Role.ADMIN)
+
+    def _legacy_refusal(self, peer: str) -> str:
+        if self._legacy == "off":
+            return (
+                "this server does not answer clients of run-once 0.4.2, which know no tokens; "
+                "install run-once 1.0 or newer, or start distlock with --legacy=loopback or, with "
+                "TLS, --legacy_port"
+            )
+        if self._legacy == "loopback" and not is_local(peer):
+            return (
+                "this server answers clients of run-once 0.4.2, which know neither TLS nor tokens, "
+                "on its own machine only; install run-once 1.0 or newer, connect through ssh -L, "
+                "or start distlock with --legacy=on --insecure"
+            )
+        return ""
+
+    def _token_refusal(self, tokens: Tokens, name: str, token: str, need: Role) -> Refusal | None:
+        if not token:
+            return Refusal(
+                grpc.StatusCode.UNAUTHENTICATED, f"{name} needs a token, and none was sent"
+            )
+        role = tokens.role_of(token)
+        if role is None:
+            return Refusal(
+                grpc.StatusCode.UNAUTHENTICATED, "the token that was sent is none of this server's"
+            )
+        if role < need:
+            return Refusal(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"{name} needs a token of role {need.label}, and the one that was sent has the "
+                f"role {role.label}",
+            )
+        return None
+
+
+def is_local(peer: str) -> bool:
+    """Tell whether a peer, as gRPC names it, is on this machine.
+
+    That includes whoever is forwarded to a loopback address of it, as by ssh -L.
+    """
+    kind, _, rest = unquote(peer).partition(":")
+    if kind == "unix":
+        return True
+    try:
+        address = ipaddress.ip_address(rest.rpartition(":")[0].strip("[]").partition("%")[0])
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def _bearer(metadata: Any) -> str:
+    """Take the token out of a call's metadata."""
+    for name, value in metadata or ():
+        if name == "authorization" and isinstance(value, str):
+            scheme, _, token = value.partition(" ")
+            return token.strip() if scheme.lower() == "bearer" else ""
+    return ""
+
+
+def _is_tls(context: Any) -> bool:
+    return b"ssl" in tuple(context.auth_context().get("transport_security_type", ()))
+
+
+def _guarded(handler: Any, admit: Callable[[Any], Awaitable[None]]) -> Any:
+    """Put a check before a handler."""
+    codec = {
+        "request_deserializer": handler.request_deserializer,
+        "response_serializer": handler.response_serializer,
+    }
+    if handler.unary_unary:
+
+        async def answer(request: Any, context: Any) -> Any:
+            await admit(context)
+            return await handler.unary_unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(answer, **codec)
+    assert handler.stream_stream, "no method of ours streams one way only"
+
+    async def stream(requests: Any, context: Any) -> AsyncIterator[Any]:
+        await admit(context)
+        async for reply in handler.stream_stream(requests, context):
+            yield reply
+
+    return grpc.stream_stream_rpc_method_handler(stream, **codec)

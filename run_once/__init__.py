@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from run_once.config import Config, load_config
     from run_once.decorator import Status, distributed_task, run_once
     from run_once.errors import (
+        AccessError,
         AlreadyDoneError,
         AmbiguousKeyError,
         ConfigError,
@@ -80,6 +81,7 @@ _HOMES: Final = {
     "Lease": "lease",
     "LeaseHandle": "lease",
     # errors and warnings
+    "AccessError": "errors",
     "AlreadyDoneError": "errors",
     "AmbiguousKeyError": "errors",
     "ConfigError": "errors",
@@ -126,6 +128,7 @@ __all__ = [  # noqa: RUF022 (grouped as above; a test keeps the three lists equa
     "load_config",
     "Lease",
     "LeaseHandle",
+    "AccessError",
     "AlreadyDoneError",
     "AmbiguousKeyError",
     "ConfigError",

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from google.protobuf.message import Message
 
+from run_once.access import OPEN, Access, credentials, is_unix, why_no_tls
+
 if TYPE_CHECKING:
     import grpc
 
@@ -27,6 +29,8 @@ SERVICE: Final = "distlock.v1.LockTable"
 MAX_RECEIVE_BYTES: Final = 64 * 1024 * 1024
 FORKED: Final = "FORKED"
 """Code of a call that was cancelled to let a fork pass; gRPC has none of this name."""
+NO_TLS: Final = "NO_TLS"
+"""Code of a call that failed since server and client cannot agree on TLS; none of gRPC's."""
 SHORT_CALL_S: Final = 10.0
 """Calls with a longer deadline can be cancelled, so that a fork need not wait for them."""
 
@@ -52,7 +56,7 @@ class TransportError(Exception):
     """A call failed; only `run_once.client` sees this.
 
     Attributes:
-        code: Name of the gRPC status, such as UNAVAILABLE, or `FORKED`.
+        code: Name of the gRPC status, such as UNAVAILABLE, or `FORKED`, or `NO_TLS`.
         detail: What gRPC or the server says about it.
     """
 
@@ -99,8 +103,11 @@ class GrpcTransport:
         address: `host:port`, `[ipv6]:port` or `unix:/path`.
     """
 
-    def __init__(self, address: str, *, service: str = SERVICE) -> None:
+    def __init__(self, address: str, *, service: str = SERVICE, access: Access = OPEN) -> None:
         self.address = address
+        self._access = access
+        token = access.token
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         self._service = service
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
@@ -127,12 +134,14 @@ class GrpcTransport:
         try:
             multicallable = self._method(method, request, reply_type)
             if timeout_s > SHORT_CALL_S:
-                return cast("ReplyT", _call_cancellable(multicallable, request, timeout_s))
-            return cast("ReplyT", multicallable(request, timeout=timeout_s))
+                reply = _call_cancellable(multicallable, request, timeout_s, self._metadata)
+            else:
+                reply = multicallable(request, timeout=timeout_s, metadata=self._metadata)
+            return cast("ReplyT", reply)
         except grpc.FutureCancelledError:
             raise TransportError("CANCELLED", "the call was cancelled") from None
         except grpc.RpcError as error:
-            raise _describe(error) from None
+            raise self._describe(error) from None
         except ValueError as error:  # what gRPC raises if another thread closed the channel
             raise TransportError("CANCELLED", str(error)) from None
 
@@ -153,6 +162,26 @@ class GrpcTransport:
         self._channel = None
         self._methods = {}
 
+    def _connect(self) -> grpc.Channel:
+        """Make a channel."""
+        import grpc  # noqa: PLC0415 (by now it is imported)
+
+        options: list[tuple[str, Any]] = list(_OPTIONS)
+        if not self._access.tls or is_unix(self.address):
+            return grpc.insecure_channel(self.address, options=options)
+        if self._access.name:
+            options.append(("grpc.ssl_target_name_override", self._access.name))
+        return grpc.secure_channel(self.address, credentials(self._access), options=options)
+
+    def _describe(self, error: grpc.RpcError) -> TransportError:
+        """Take the status out of gRPC's error; find out what gRPC does not say of TLS."""
+        described = _describe(error)
+        if described.code == "UNAVAILABLE" and not is_unix(self.address):
+            problem = why_no_tls(self.address, self._access)
+            if problem:
+                return TransportError(NO_TLS, problem)
+        return described
+
     def _method(
         self, method: str, request: Message, reply_type: type[Message]
     ) -> Callable[..., Any]:
@@ -160,13 +189,11 @@ class GrpcTransport:
         found = self._methods.get(method)
         if found is not None:
             return found
-        import grpc  # noqa: PLC0415 (by now it is imported)
-
         with self._lock:
             if self._is_closed:
                 raise TransportError("CANCELLED", "the connection was closed")
             if self._channel is None:
-                self._channel = grpc.insecure_channel(self.address, options=list(_OPTIONS))
+                self._channel = self._connect()
             made: Callable[..., Any] = self._channel.unary_unary(
                 f"/{self._service}/{method}",
                 request_serializer=type(request).SerializeToString,
@@ -176,11 +203,11 @@ class GrpcTransport:
             return made
 
 
-def _call_cancellable(multicallable: Any, request: Message, timeout_s: float) -> Any:
+def _call_cancellable(multicallable: Any, request: Message, timeout_s: float, metadata: Any) -> Any:
     """Make a call that a fork may cancel; it costs a thread, so only long ones are made so."""
     import grpc  # noqa: PLC0415 (by now it is imported)
 
-    future = multicallable.future(request, timeout=timeout_s)
+    future = multicallable.future(request, timeout=timeout_s, metadata=metadata)
     _GATE.add_long(future)
     try:
         return future.result()

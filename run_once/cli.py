@@ -150,7 +150,7 @@ def reset(
 def where(address: str | None) -> None:
     """Say which lock server a program started here would use, and why."""
     from run_once.config import load_config  # noqa: PLC0415 (see the module)
-    from run_once.local import answers  # noqa: PLC0415
+    from run_once.local import problem  # noqa: PLC0415
 
     config = load_config(address=address)
     if config.address is None:
@@ -158,10 +158,12 @@ def where(address: str | None) -> None:
         return
     print(config.address)
     print(f"  from: {config.source}")
-    is_there = answers(config.address)
-    print(f"  {'it answers' if is_there else 'it does not answer'}")
-    if not is_there:
-        sys.exit(1)
+    wrong = problem(config.address, config.access)
+    if wrong is None:
+        print("  it answers")
+        return
+    print(f"  it does not let this client in: {wrong}" if wrong else "  it does not answer")
+    sys.exit(1)
 
 
 @main.command()

@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from run_once.access import OPEN, Access, let_in
 from run_once.errors import ConfigError
 from run_once.options import (
     CHECKS,
     ENV_PREFIX,
     MAX_OWNER_BYTES,
+    NOT_SHOWN,
     OTHER_VARIABLES,
     BadValueError,
     did_you_mean,
@@ -49,8 +51,9 @@ class Config:
     What is said of each option here stands in docs/configuration.md, too; a test compares them.
 
     Attributes:
-        address: `host:port`, `[ipv6]:port` or `unix:/path`; None: nothing is configured, and
-            `run_once.local` finds a server.
+        address: `host:port`, `[ipv6]:port`, `unix:/path`, or `addrfile:///path` of a file that
+            `distlock --address_file` wrote; None: nothing is configured, and `run_once.local` finds
+            a server.
         source: Where `address` came from: "argument", "RUN_ONCE_ADDRESS", the path of an ini
             file, or "default".
         namespace: Separates equal keys of different projects.
@@ -68,6 +71,12 @@ class Config:
         idle_exit_s: This machine's own server ends after so long without a request.
         data_dir: Folder for the databases of own servers; None: the user's data folder.
         runtime_dir: Folder for their sockets; None: the user's runtime folder.
+        token: Shown to the server, whose tokens have roles; None: the address file's.
+        tls_ca: Use TLS and trust this certificate, the server's or its CA's, PEM; `system`: the
+            public CAs; None: the address file's.
+        tls_cert: This client's certificate, PEM, for a server with `--tls_client_ca`; None: none.
+        tls_key: Its private key, PEM; None: none.
+        access: What the last four and the address file come to. No option.
     """
 
     address: str | None = None
@@ -87,6 +96,11 @@ class Config:
     idle_exit_s: float = 3600.0
     data_dir: str | None = None
     runtime_dir: str | None = None
+    token: str | None = field(default=None, repr=False)
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    access: Access = OPEN
 
     def resolved(self) -> Config:
         """Give the configuration with an address, so that all processes of a job use one server.
@@ -148,7 +162,22 @@ def load_config(
             given.setdefault(name, _Given(value, str(path)))
     parsed = {name: _parse(name, item) for name, item in given.items()}
     source = given["address"].source if "address" in given else SOURCE_DEFAULT
-    return dataclasses.replace(Config(), source=source, **parsed)
+    return _with_access(dataclasses.replace(Config(), source=source, **parsed))
+
+
+def _with_access(config: Config) -> Config:
+    """Read the address file, and gather what opens the server."""
+    address, access = let_in(
+        config.address,
+        token=config.token,
+        tls_ca=config.tls_ca,
+        tls_cert=config.tls_cert,
+        tls_key=config.tls_key,
+    )
+    if address == config.address:
+        return dataclasses.replace(config, access=access)
+    source = f"{config.address}, {config.source}"
+    return dataclasses.replace(config, address=address, source=source, access=access)
 
 
 def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
@@ -180,7 +209,7 @@ def _parse(name: str, given: _Given) -> Any:
     try:
         return CHECKS[name](given.value)
     except BadValueError as error:
-        shown = "(not shown)" if name == "secret" else _cut(repr(given.value))
+        shown = "(not shown)" if name in NOT_SHOWN else _cut(repr(given.value))
         raise ConfigError(
             f"option {name} has a value that cannot be used: {shown} (from {given.source}); {error}"
         ) from None

@@ -30,6 +30,10 @@ class ServerError(RunOnceError):
     code: str = ""
 
 
+class AccessError(ServerError):
+    """The lock server does not let this client in, or not do that: token, role or certificate."""
+
+
 class LimitError(RunOnceError, ValueError):
     """A key, an option or a request goes over a limit; nothing was changed."""
 

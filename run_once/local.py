@@ -25,7 +25,8 @@ import platformdirs
 
 from distlock_proto import legacy_pb2 as legacy
 from distlock_proto import lock_table_pb2 as pb
-from run_once.channel import SERVICE, GrpcTransport, TransportError
+from run_once.access import OPEN, Access
+from run_once.channel import NO_TLS, SERVICE, GrpcTransport, TransportError
 from run_once.cluster import multi_node_reason
 from run_once.config import SOURCE_LISTENING, SOURCE_OWN, Config
 from run_once.errors import ConfigError
@@ -38,6 +39,7 @@ _PROBE_TIMEOUT_S: Final = 3.0
 _LISTENING_TIMEOUT_S: Final = 10.0
 _MAX_SOCKET_PATH_BYTES: Final = 100
 _PRIVATE: Final = 0o700
+_NOT_LET_IN: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", NO_TLS})
 
 
 class Endpoint(NamedTuple):
@@ -105,7 +107,7 @@ def find_server(
             another is in use beside the one that listens.
     """
     environ = os.environ if environ is None else environ
-    if _is_server(default_address):
+    if _is_server(default_address, config.access):
         found = Endpoint(default_address, SOURCE_LISTENING)
         own = places(config, environ)
         refuse_two_servers(own, default_address)
@@ -180,9 +182,19 @@ def machine_id() -> str:
     return hashlib.sha256(f"run-once {source}".encode()).hexdigest()[:16]
 
 
-def answers(address: str) -> bool:
+def answers(address: str, access: Access = OPEN) -> bool:
     """Tell whether a distlock of version 1 or newer answers at an address."""
-    return _is_listening(address) and not _problem(address, _PROBE_TIMEOUT_S)
+    return problem(address, access) is None
+
+
+def problem(address: str, access: Access) -> str | None:
+    """Tell what keeps a client from using a server; "": nothing answers, None: nothing does."""
+    if not _is_listening(address):
+        return ""
+    failure = _failure(address, _PROBE_TIMEOUT_S, access)
+    if failure is None:
+        return None
+    return failure.detail if failure.code in _NOT_LET_IN else ""
 
 
 def announce(text: str, *, about: str | None = None) -> None:
@@ -209,7 +221,7 @@ _ANNOUNCED: Final[set[str]] = set()
 _MAX_ANNOUNCED: Final = 1_000
 
 
-def _is_server(address: str) -> bool:
+def _is_server(address: str, access: Access) -> bool:
     """Tell whether the server is to be used that listens where one is looked for first.
 
     Raises:
@@ -217,25 +229,36 @@ def _is_server(address: str) -> bool:
     """
     if not _is_listening(address):
         return False
-    problem = _problem(address, _LISTENING_TIMEOUT_S)
-    if problem == "DEADLINE_EXCEEDED":
+    failure = _failure(address, _LISTENING_TIMEOUT_S, access)
+    if failure is None:
+        return True
+    if failure.code == "DEADLINE_EXCEEDED":
         raise ConfigError(
             f"no lock server is configured, and what listens at {address} has not answered for "
             f"{_LISTENING_TIMEOUT_S:.0f} s; if it is a lock server, look after it, else set "
             "RUN_ONCE_ADDRESS"
         )
-    if problem == "UNIMPLEMENTED" and not _problem(address, _PROBE_TIMEOUT_S, is_old=True):
+    if failure.code in _NOT_LET_IN:
+        raise ConfigError(
+            f"no lock server is configured, and the one that listens at {address} does not let "
+            f"this client in: {failure.detail}; set RUN_ONCE_ADDRESS=addrfile:///path to the file "
+            "that `distlock --address_file` writes"
+        )
+    is_old = failure.code == "UNIMPLEMENTED"
+    if is_old and _failure(address, _PROBE_TIMEOUT_S, access, is_old=True) is None:
         raise ConfigError(
             f"the lock server at {address} is of 2021; run a newer `distlock` in its place, which "
             "opens its database and serves its clients too, or set RUN_ONCE_ADDRESS"
         )
-    return not problem
+    return False
 
 
-def _problem(address: str, timeout_s: float, *, is_old: bool = False) -> str:
-    """Ask a server something; give the status it fails with, "" if it answers."""
+def _failure(
+    address: str, timeout_s: float, access: Access, *, is_old: bool = False
+) -> TransportError | None:
+    """Ask a server something; give the error it fails with, None if it answers."""
     service = legacy.DESCRIPTOR.services_by_name["LockManagerService"].full_name
-    transport = GrpcTransport(address, service=service if is_old else SERVICE)
+    transport = GrpcTransport(address, service=service if is_old else SERVICE, access=access)
     try:
         if is_old:
             old_request = legacy.GetCurrentServerTimeRequest()
@@ -245,10 +268,10 @@ def _problem(address: str, timeout_s: float, *, is_old: bool = False) -> str:
             request = pb.GetServerInfoRequest()
             transport.call("GetServerInfo", request, pb.GetServerInfoReply, timeout_s)
     except TransportError as error:
-        return error.code
+        return error
     finally:
         transport.close()
-    return ""
+    return None
 
 
 def _ensure_running(own: Places, config: Config) -> str:
@@ -351,10 +374,11 @@ def _several_machines(reason: str) -> str:
     """Say what to run instead."""
     return (
         f"no lock server is configured, and this is {reason}: a server of its own on each machine "
-        "would repeat all the work. Start one server where all of them reach it, and name it:\n"
-        "    distlock --db=/var/tmp/distlock-db --host=0.0.0.0    # a disk of its own, not NFS\n"
-        f"    export RUN_ONCE_ADDRESS={socket.gethostname()}:{DEFAULT_PORT}"
-        "    # the machine where distlock runs\n"
-        "(or the line `address = host:port` in ~/.run_once.ini). For joblib's results set "
-        "RUN_ONCE_SECRET to the same text on all of them, too."
+        "would repeat all the work. Start one server where all of them reach it, its database on a "
+        "disk of its own (not NFS), and name the file that it writes where all of them read it:\n"
+        "    distlock --db=/var/tmp/distlock-db --host=0.0.0.0 --secure "
+        '--address_file="$HOME/run-once.addr"\n'
+        '    export RUN_ONCE_ADDRESS="addrfile://$HOME/run-once.addr"\n'
+        "(or the line `address = addrfile://~/run-once.addr` in ~/.run_once.ini). For joblib's "
+        "results set RUN_ONCE_SECRET to the same text on all of them, too."
     )

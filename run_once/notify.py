@@ -84,7 +84,10 @@ def _from(key: object) -> LiveItem[Any]:
         item = registry().find(key.key)
         if item.token == key.token:
             return item
-    session = Session.get(load_config(address=key.address))
+    config = load_config()
+    if config.address != key.address:  # else with the token of the address file
+        config = load_config(address=key.address)
+    session = Session.get(config)
     return LiveItem(None, key, session, is_kept=False)
 
 

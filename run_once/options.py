@@ -24,6 +24,12 @@ MAX_NAMESPACE_BYTES: Final = 500
 MAX_DURATION_S: Final = 365 * 86_400.0
 """No lease and no wait is longer: a year."""
 
+ADDRESS_FILE: Final = "addrfile://"
+"""What an address starts with that is the path of a file which tells all that is needed."""
+
+SYSTEM: Final = "system"
+"""As tls_ca: trust the CAs that come with gRPC, as for a server with a public certificate."""
+
 _MAX_PORT: Final = 65535
 _MIN_LEASE_S: Final = 0.01
 _MAX_PLACE_CHARS: Final = 1000  # an object's URL, each character as 3 bytes, fits into its 4,096
@@ -37,10 +43,10 @@ def parse_address(text: str) -> str:
     """Bring an address into the one form that is used from here on.
 
     Args:
-        text: `host`, `host:port`, `[ipv6]:port`, `unix:/path` or `unix:///path`.
+        text: `host`, `host:port`, `[ipv6]:port`, `unix:/path`, `unix:///path` or `addrfile://path`.
 
     Returns:
-        `host:port`, `[ipv6]:port` or `unix:/path`.
+        `host:port`, `[ipv6]:port`, `unix:/path` or `addrfile:///path`.
 
     Raises:
         ConfigError: It is none of these.
@@ -53,8 +59,10 @@ def parse_address(text: str) -> str:
 
 def _address(value: Any) -> str:
     """Check an address."""
-    form = "write host:port, [ipv6]:port or unix:/path"
+    form = "write host:port, [ipv6]:port, unix:/path or addrfile:///path"
     text = value.strip() if isinstance(value, str) else ""
+    if text.startswith(ADDRESS_FILE):
+        return _address_file(text.removeprefix(ADDRESS_FILE))
     if not text or any(char.isspace() for char in text):
         raise BadValueError(form)
     if text.startswith("unix:"):
@@ -75,6 +83,13 @@ def _address(value: Any) -> str:
     if not host:
         raise BadValueError(form)
     return f"{host}:{_port(port or str(DEFAULT_PORT))}"
+
+
+def _address_file(path: str) -> str:
+    """Check the path of an address file."""
+    if not path:
+        raise BadValueError("the path of an address file is missing: addrfile:///path")
+    return f"{ADDRESS_FILE}{_path(path)}"
 
 
 def _port(text: str) -> int:
@@ -119,6 +134,19 @@ def _secret(value: Any) -> str:
     if len(text) < MIN_SECRET_CHARS:
         raise BadValueError(f"at least {MIN_SECRET_CHARS} characters are needed")
     return text
+
+
+def _token(value: Any) -> str:
+    """Check a token."""
+    text = _text(value).strip()
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise BadValueError("a token is ASCII text without blanks")
+    return text
+
+
+def _trusted(value: Any) -> str:
+    """Check what is trusted: a file, or what the system trusts."""
+    return SYSTEM if value == SYSTEM else _path(value)
 
 
 def _duration(low_s: float) -> Callable[[Any], float]:
@@ -171,7 +199,7 @@ def _one_of(*choices: str) -> Callable[[Any], str]:
 
 
 def _path(value: Any) -> str:
-    """Check a folder's path."""
+    """Check the path of a file or folder."""
     if not isinstance(value, (str, Path)) or not str(value):
         raise BadValueError("a path is expected")
     return str(Path(value).expanduser().absolute())
@@ -206,8 +234,15 @@ CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "idle_exit_s": _duration(1),
     "data_dir": _path,
     "runtime_dir": _path,
+    "token": _token,
+    "tls_ca": _trusted,
+    "tls_cert": _path,
+    "tls_key": _path,
 }
 """Every option and its check, in the order in which messages list them."""
+
+NOT_SHOWN: Final = frozenset({"secret", "token"})
+"""Options whose values stand in no message."""
 
 ENV_PREFIX: Final = "RUN_ONCE_"
 

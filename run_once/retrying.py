@@ -13,9 +13,15 @@ from typing import Final, NamedTuple
 
 from google.protobuf.message import Message
 
-from run_once.channel import FORKED, ReplyT, Transport, TransportError
+from run_once.channel import FORKED, NO_TLS, ReplyT, Transport, TransportError
 from run_once.clock import Clock
-from run_once.errors import LimitError, RunOnceError, ServerError, ServerUnavailableError
+from run_once.errors import (
+    AccessError,
+    LimitError,
+    RunOnceError,
+    ServerError,
+    ServerUnavailableError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +35,18 @@ _RETRIED: Final = frozenset(
     }
 )
 _TOO_LARGE: Final = ("larger than max", "message too large")
+_HOW_TO_GET_IN: Final = {
+    "UNAUTHENTICATED": (
+        "set RUN_ONCE_ADDRESS=addrfile:///path to a copy of the file that `distlock "
+        "--address_file` writes there, or RUN_ONCE_TOKEN to one of the server's tokens"
+    ),
+    "PERMISSION_DENIED": "ask whoever runs the server for an address file or token of that role",
+    NO_TLS: (
+        "set RUN_ONCE_ADDRESS=addrfile:///path to a copy of the file that `distlock "
+        "--address_file` writes there, or see RUN_ONCE_TLS_CA, RUN_ONCE_TLS_CERT and "
+        "RUN_ONCE_TLS_KEY"
+    ),
+}
 _BROKEN_STREAM: Final = ("stream", "goaway", "connection", "transport", "http")
 
 
@@ -100,6 +118,7 @@ class Caller:
         Raises:
             ServerUnavailableError: No answer within the bound.
             LimitError: The request is malformed or too large.
+            AccessError: The server does not let this client do that.
             ServerError: The server refused for another reason.
         """
         policy = self._policy
@@ -162,6 +181,13 @@ class Caller:
             return LimitError(
                 f"{method} was refused by lock server {self._where()}: {error.detail}"
             )
+        if error.code in _HOW_TO_GET_IN:
+            refused = AccessError(
+                f"{method} was refused by lock server {self._where()}: "
+                f"{_plain(error.detail)}; {_HOW_TO_GET_IN[error.code]}"
+            )
+            refused.code = error.code
+            return refused
         if error.code == "UNIMPLEMENTED":
             detail = "it is no distlock of version 1 or newer; update it or set RUN_ONCE_ADDRESS"
         else:
@@ -183,4 +209,9 @@ def is_retried(error: TransportError) -> bool:
 
 def _one_line(error: TransportError) -> str:
     """Shorten what gRPC says."""
-    return f"{error.code}: {' '.join(error.detail.split())[:300]}"
+    return f"{error.code}: {_plain(error.detail)}"
+
+
+def _plain(detail: str) -> str:
+    """Bring a text into one line that is not too long."""
+    return " ".join(detail.split())[:300]

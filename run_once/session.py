@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from distlock_proto import lock_table_pb2 as pb
+from run_once.access import Access
 from run_once.answers import ClaimAnswer, How, SettleAnswer, Settlement
 from run_once.channel import GrpcTransport
 from run_once.client import LockClient, RetryPolicy
@@ -297,7 +298,7 @@ class _Sessions:
             if found is None:
                 # Under the lock: threads that begin at once must not each start a server.
                 resolved = config.resolved()
-                name = (resolved.address, resolved.owner, resolved.retry_s)
+                name = (resolved.address, resolved.owner, resolved.retry_s, resolved.access)
                 found = self._by_name.get(name) or _new_session(resolved)
                 self._by_name[name] = self._by_config[config] = found
             return found
@@ -306,7 +307,7 @@ class _Sessions:
         """Forget all sessions: there are none, or they are the parent's."""
         self._lock = threading.Lock()
         self._by_config: dict[Config, Session] = {}
-        self._by_name: dict[tuple[str | None, str | None, float], Session] = {}
+        self._by_name: dict[tuple[str | None, str | None, float, Access], Session] = {}
 
     def give_back(self) -> None:
         """Give back what all sessions hold; no lock: a signal may have interrupted its holder."""
@@ -328,7 +329,7 @@ def _new_session(config: Config) -> Session:
 
     assert config.address is not None
     client = LockClient(
-        GrpcTransport(config.address),
+        GrpcTransport(config.address, access=config.access),
         retry=RetryPolicy(total_s=config.retry_s),
         owner=config.owner or default_owner(),
         source=config.source,

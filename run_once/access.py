@@ -7,6 +7,7 @@ secret that results are signed with is never in it.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import socket
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from run_once.errors import ConfigError
 from run_once.options import ADDRESS_FILE, SYSTEM, parse_address
-from run_once.secret import is_here
 from run_once.warn import warn_user
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ ADDRESS_FORMAT: Final = "run-once-address-1"
 
 _MAX_FILE_BYTES: Final = 1_000_000
 _PROBE_S: Final = 1.0
+_PROBES: Final = 2
+"""A server that is just ending may break a handshake off, too: it does so once."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,21 @@ def let_in(
         key_file=tls_key or "",
         token=token or found.token,
     )
-    if access.token and not access.tls and address is not None and not is_here(address):
+    if access.token and not access.tls and address is not None and not _stays_here(address):
         raise ConfigError(
             f"the token would travel in the clear to {address}: set RUN_ONCE_TLS_CA to the "
             "certificate of the server or its CA (`system`: a public one), or RUN_ONCE_ADDRESS="
             "addrfile:///path to a copy of the file that `distlock --address_file` writes there"
         )
     return address, access
+
+
+def _stays_here(address: str) -> bool:
+    """Tell whether what is sent there cannot be read on the way."""
+    host = address.rpartition(":")[0].strip("[]")
+    with contextlib.suppress(ValueError):
+        return is_unix(address) or ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def read_address_file(path: Path) -> tuple[str, Access]:
@@ -219,14 +229,18 @@ def why_no_tls(address: str, access: Access) -> str:
     """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
-    try:
-        with socket.create_connection((host, int(port)), _PROBE_S) as raw:
-            raw.settimeout(_PROBE_S)
-            if not access.tls:
-                return _why_not_plain(raw)
-            return _why_not_secure(raw, access, access.name or host)
-    except (OSError, ValueError):
-        return ""
+    problem = ""
+    with contextlib.suppress(OSError, ValueError):  # nobody listens there
+        for _ in range(_PROBES):
+            with socket.create_connection((host, int(port)), _PROBE_S) as raw:
+                raw.settimeout(_PROBE_S)
+                if access.tls:
+                    problem = _why_not_secure(raw, access, access.name or host)
+                else:
+                    problem = _why_not_plain(raw)
+            if not problem:
+                break
+    return problem
 
 
 def _why_not_plain(raw: socket.socket) -> str:
@@ -243,9 +257,8 @@ def _why_not_plain(raw: socket.socket) -> str:
 def _why_not_secure(raw: socket.socket, access: Access, name: str) -> str:
     try:
         with _client_context(access).wrap_socket(raw, server_hostname=name) as secure:
-            with contextlib.suppress(TimeoutError):
-                secure.recv(1)  # a refused certificate of the client's shows only now
-            return ""
+            # gRPC's server speaks first, unless it does not like the client's certificate.
+            return "" if _first_byte(secure) else _refused_certificate(access)
     except ssl.SSLCertVerificationError as error:
         return f"its certificate is not trusted ({error.verify_message.rstrip('.')})"
     except ssl.SSLError as error:
@@ -253,9 +266,21 @@ def _why_not_secure(raw: socket.socket, access: Access, name: str) -> str:
         if reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"}:
             return "it does not speak TLS, and this client was told to use it"
         if "CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
-            have = "does not accept the certificate of" if access.cert_file else "wants one of"
-            return f"it {have} this client ({reason.lower().replace('_', ' ')})"
+            return _refused_certificate(access)
         return ""
+
+
+def _first_byte(secure: ssl.SSLSocket) -> bytes:
+    try:
+        return secure.recv(1)
+    except TimeoutError:
+        return b"?"  # a busy one: no refusal
+
+
+def _refused_certificate(access: Access) -> str:
+    if access.cert_file:
+        return "it does not accept the certificate of this client"
+    return "it wants a certificate of this client, which has none"
 
 
 def _client_context(access: Access) -> ssl.SSLContext:

@@ -91,8 +91,12 @@ class ServerProcess:
         """What the process has written to stderr, over all its starts."""
         return self._log_file.read_text(encoding="utf-8", errors="replace")
 
-    def start(self) -> None:
-        """Start the process, on the same port as before if there was one, until it answers."""
+    def start(self, *, await_answer: bool = True) -> None:
+        """Start the process, on the same port as before if there was one.
+
+        Args:
+            await_answer: Return once it answers in the clear; else once it listens.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._port_file.unlink(missing_ok=True)
         with self._log_file.open("ab") as log:
@@ -121,7 +125,8 @@ class ServerProcess:
                 )
             time.sleep(0.02)
         self.port = int(self._port_file.read_text(encoding="ascii"))
-        await_health(self.address)
+        if await_answer:
+            await_health(self.address)
 
     def kill(self) -> None:
         """End the process as a crash would."""

@@ -9,14 +9,14 @@ from google.protobuf.message import Message
 
 from distlock_proto import lock_table_pb2 as pb
 from distlock_server.clock import ManualClock
-from run_once.channel import ReplyT, TransportError
+from run_once.channel import NO_TLS, ReplyT, TransportError
 from run_once.client import Grant, LockClient, RetryPolicy
-from run_once.errors import LimitError, ServerError, ServerUnavailableError
+from run_once.errors import AccessError, LimitError, ServerError, ServerUnavailableError
 from run_once.retrying import is_retried
 from tests.fake_server import FakeServer, FakeTransport, Fault, make_client
 
 RETRIED = ["UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED"]
-REFUSED = ["PERMISSION_DENIED", "FAILED_PRECONDITION", "UNAUTHENTICATED", "DATA_LOSS", "INTERNAL"]
+REFUSED = ["FAILED_PRECONDITION", "DATA_LOSS", "INTERNAL"]
 
 
 class Hanging(FakeTransport):
@@ -65,6 +65,25 @@ def test_refused(code: str, client: LockClient, transport: FakeTransport) -> Non
         client.lookup([b"a"])
     assert raised.value.code == code
     assert raised.value.__cause__ is None
+    assert len(transport.timeouts_s) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        ("UNAUTHENTICATED", "RUN_ONCE_ADDRESS=addrfile:///path"),
+        ("PERMISSION_DENIED", "ask whoever runs the server"),
+        (NO_TLS, "RUN_ONCE_TLS_CA"),
+    ],
+)
+def test_not_let_in(code: str, advice: str, client: LockClient, transport: FakeTransport) -> None:
+    """A refused token, role or certificate is raised at once, and says what to do."""
+    transport.faults.append(Fault(code, detail="because"))
+    with pytest.raises(
+        AccessError, match=rf"fake:1 \(from a test\): because; .*{advice}"
+    ) as raised:
+        client.lookup([b"a"])
+    assert raised.value.code == code
     assert len(transport.timeouts_s) == 1
 
 

@@ -275,6 +275,8 @@ def _uses_tcp(options: Options) -> bool:
 def _write_address(options: Options, security: Security, wanted: Wanted, port: int) -> None:
     """Write the file that tells clients all they need; it stays for the next start."""
     if options.address_file is None:
+        if options.secure:
+            logger.info("No --address_file: clients need address, certificate and token one by one")
         return
     from distlock_server.security import address_file  # noqa: PLC0415
     from distlock_server.server import ServeError  # noqa: PLC0415

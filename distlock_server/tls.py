@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import ipaddress
 import os
@@ -16,6 +15,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 TLS_NAME: Final = "distlock.internal"
@@ -101,6 +101,8 @@ def make(key_file: Path, certificate_file: Path, hosts: Iterable[str]) -> None:
         write_private(key_file, pem, keep=True)
     if not certificate_file.exists():
         key = _private_key(_read(key_file, "key"), key_file)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise TlsError(f"the key {key_file} is none that was made here: name it with --tls_key")
         write_private(certificate_file, _self_signed(key, hosts), keep=True)
 
 
@@ -123,13 +125,21 @@ def write_private(path: Path, content: bytes, *, keep: bool = False) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if keep:
-            with contextlib.suppress(FileExistsError):
-                os.link(part, path)
-        else:
+        if not (keep and _link(part, path)):
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _link(part: Path, path: Path) -> bool:
+    """Give a file its name unless that is taken; False: this file system has no links."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return True
+    except OSError:
+        return path.exists()
+    return True
 
 
 def is_private(path: Path) -> bool:
@@ -193,12 +203,11 @@ def _certificates(pem: bytes, path: Path) -> list[x509.Certificate]:
         raise TlsError(f"{path} holds no certificate in PEM form") from None
 
 
-def _private_key(pem: bytes, path: Path) -> ec.EllipticCurvePrivateKey:
+def _private_key(pem: bytes, path: Path) -> PrivateKeyTypes:
     try:
-        key = serialization.load_pem_private_key(pem, None)
+        return serialization.load_pem_private_key(pem, None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise TlsError(f"{path} holds no private key in PEM form without a password") from None
-    return key  # type: ignore[return-value]  # of another kind if the user named it; see callers
 
 
 def _check_key(pem: bytes, path: Path, certificate: x509.Certificate, beside: Path) -> None:

@@ -230,16 +230,18 @@ def why_no_tls(address: str, access: Access) -> str:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     problem = ""
-    with contextlib.suppress(OSError, ValueError):  # nobody listens there
-        for _ in range(_PROBES):
+    for _ in range(_PROBES):
+        try:
             with socket.create_connection((host, int(port)), _PROBE_S) as raw:
                 raw.settimeout(_PROBE_S)
                 if access.tls:
                     problem = _why_not_secure(raw, access, access.name or host)
                 else:
                     problem = _why_not_plain(raw)
-            if not problem:
-                break
+        except (OSError, ValueError):
+            return ""
+        if not problem:
+            return ""
     return problem
 
 

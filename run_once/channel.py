@@ -113,6 +113,8 @@ class GrpcTransport:
         self._channel: grpc.Channel | None = None
         self._methods: dict[str, Callable[..., Any]] = {}
         self._is_closed = False
+        self._is_known = False
+        """The server has answered: what fails from then on is no question of TLS."""
         _GATE.watch(self)
 
     def call(
@@ -137,6 +139,7 @@ class GrpcTransport:
                 reply = _call_cancellable(multicallable, request, timeout_s, self._metadata)
             else:
                 reply = multicallable(request, timeout=timeout_s, metadata=self._metadata)
+            self._is_known = True
             return cast("ReplyT", reply)
         except grpc.FutureCancelledError:
             raise TransportError("CANCELLED", "the call was cancelled") from None
@@ -176,7 +179,7 @@ class GrpcTransport:
     def _describe(self, error: grpc.RpcError) -> TransportError:
         """Take the status out of gRPC's error; find out what gRPC does not say of TLS."""
         described = _describe(error)
-        if described.code == "UNAVAILABLE" and not is_unix(self.address):
+        if described.code == "UNAVAILABLE" and not (self._is_known or is_unix(self.address)):
             problem = why_no_tls(self.address, self._access)
             if problem:
                 return TransportError(NO_TLS, problem)

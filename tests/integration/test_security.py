@@ -294,11 +294,12 @@ def test_secure_end_to_end(start: Start, tmp_path: Path) -> None:
 
 
 def test_made_certificate_under_any_name(start: Start, tmp_path: Path) -> None:
-    """An address file stays good when the server is reached by another name, as through ssh -L."""
-    running = start(secure=True, public_host="lock.example.org")
+    """An address file stays good when the server is reached by a name that it does not know."""
+    far = own_address()
+    running = start("0.0.0.0", secure=True, public_host="lock.example.org")
     config = load_config(environ={}, address=running.write_address(tmp_path / "addr"))
     assert config.address == f"lock.example.org:{running.server.port}"
-    client_to(running.address, config.access).server_info()
+    client_to(f"{far}:{running.server.port}", config.access).server_info()
 
 
 def cert_case(name: str, running: Running, tmp_path: Path) -> tuple[str, Access]:
@@ -419,6 +420,21 @@ def test_unusable_client_certificate(tmp_path: Path) -> None:
         address="127.0.0.1:9", tls_ca=authority.file, tls_cert=certificate, tls_key=key
     )
     with pytest.raises(ConfigError, match=r"one\.pem and .*two\.key"):
+        client.server_info()
+
+
+def test_server_that_answered_is_not_probed(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails after an answer is an outage, tried as long as any, and no question of TLS."""
+    running = start(secure=True)
+    config = load_config(environ={}, address=running.write_address(tmp_path / "addr"))
+    transport = client_channel.GrpcTransport(running.address, access=config.access)
+    client = LockClient(transport, retry=RetryPolicy(total_s=0.5))
+    client.server_info()
+    monkeypatch.setattr(client_channel, "why_no_tls", lambda *_: "something")
+    running.server.stop()
+    with pytest.raises(ServerUnavailableError):
         client.server_info()
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
-from typing import Final
+from types import SimpleNamespace
+from typing import Any, Final
+from unittest.mock import AsyncMock
 
+import grpc
 import pytest
 
 from distlock_proto import legacy_pb2, lock_table_pb2
@@ -57,6 +61,30 @@ def test_every_method_has_a_role() -> None:
     )
     named = {f"/{one.full_name}/{method.name}" for one in services for method in one.methods}
     assert named == {method for method in ROLES if method.startswith("/distlock.")}
+
+
+def test_methods_outside_of_the_table_are_guarded(file: Path) -> None:
+    """A method that somebody adds and forgets is checked before it runs; health is not."""
+
+    async def answer(_request: object, _context: object) -> None:
+        raise AssertionError("it was called")
+
+    handler: Any = grpc.unary_unary_rpc_method_handler(answer)
+
+    async def find(_details: object) -> Any:
+        return handler
+
+    def guarded_handler(method: str) -> Any:
+        details = SimpleNamespace(method=method, invocation_metadata=())
+        return asyncio.run(guard(file).intercept_service(find, details))
+
+    assert guarded_handler("/grpc.health.v1.Health/Check") is handler
+    context = SimpleNamespace(
+        peer=lambda: FAR, auth_context=dict, abort=AsyncMock(side_effect=OSError)
+    )
+    with pytest.raises(OSError):  # noqa: PT011 (ours)
+        asyncio.run(guarded_handler("/another.Service/Method").unary_unary(None, context))
+    assert context.abort.call_args.args[0] is grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_methods_that_change_are_not_for_readers() -> None:

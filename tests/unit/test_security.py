@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from distlock_server import security, tls
 from distlock_server.security import SecurityError, Wanted, address_file, prepare
@@ -210,6 +212,35 @@ def test_files_open_to_others_are_warned_about(
     token_file.chmod(0o644)
     prepare(Wanted("127.0.0.1", token_file=token_file))
     assert caplog.text.count("chmod 600") == 1
+
+
+def test_key_of_another_kind(tmp_path: Path) -> None:
+    """A key in the folder that was not made by --secure is named, not taken for one."""
+    folder = tmp_path / "db.secure"
+    folder.mkdir(mode=0o700)
+    key = ed25519.Ed25519PrivateKey.generate()
+    form = (
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    (folder / "key.pem").write_bytes(key.private_bytes(*form))
+    with pytest.raises(SecurityError, match="none that was made here"):
+        prepare(Wanted("0.0.0.0", tmp_path / "db", secure=True))
+
+
+def test_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are no hard links, keys and tokens are made all the same, and kept."""
+
+    def no_link(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_link)
+    wanted = Wanted("0.0.0.0", tmp_path / "db", secure=True)
+    first = prepare(wanted)
+    assert prepare(wanted).tls == first.tls
+    tls.write_private(tmp_path / "db.secure" / "cert.pem", b"other", keep=True)
+    assert prepare(wanted).tls == first.tls
 
 
 def test_write_private(tmp_path: Path) -> None:

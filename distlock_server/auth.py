@@ -27,6 +27,9 @@ MIN_TOKEN_CHARS: Final = 16
 LOOK_EVERY_S: Final = 1.0
 """How often the token file is looked at, at most."""
 
+LOG_EVERY_S: Final = 10.0
+"""How often refusals are logged, at most."""
+
 Legacy: TypeAlias = Literal["loopback", "on", "off"]
 """Which peers the service of 2021, which knows no tokens, answers."""
 
@@ -208,6 +211,8 @@ class Guard(grpc.aio.ServerInterceptor):
         self._tokens = tokens
         self._legacy = legacy
         self._needs_certificate = needs_certificate
+        self._logged_s = -LOG_EVERY_S
+        self._n_refused = 0
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
@@ -222,6 +227,7 @@ class Guard(grpc.aio.ServerInterceptor):
         async def admit(context: Any) -> None:
             refusal = self.refusal(method, token, context.peer(), is_tls=_is_tls(context))
             if refusal is not None:
+                self._log(refusal, context.peer())
                 await context.abort(*refusal)
 
         return _guarded(handler, admit)
@@ -252,6 +258,21 @@ class Guard(grpc.aio.ServerInterceptor):
                 )
             return None
         return self._token_refusal(self._tokens, name, token, ROLES.get(method) or Role.ADMIN)
+
+    def _log(self, refusal: Refusal, peer: str) -> None:
+        """Say now and then who is refused, without a line for each of a million calls."""
+        self._n_refused += 1
+        now_s = time.monotonic()
+        if now_s - self._logged_s < LOG_EVERY_S:
+            return
+        self._logged_s = now_s
+        logger.warning(
+            "refused %d calls since the last such line, this one of %s: %s",
+            self._n_refused,
+            unquote(peer),
+            refusal.sentence,
+        )
+        self._n_refused = 0
 
     def _legacy_refusal(self, peer: str) -> str:
         if self._legacy == "off":

@@ -182,7 +182,7 @@ class _Seconds(click.FloatRange):
     "legacy",
     type=click.Choice(["loopback", "on", "off"]),
     help="Whom of the clients of 0.4.2 to answer, which have neither TLS nor tokens.  "
-    "[default: loopback; off with tokens or --tls_client_ca]",
+    "[default: loopback; off with tokens and no TLS]",
 )
 @_option(
     "legacy_port",

@@ -54,7 +54,8 @@ class Wanted(NamedTuple):
         tls_key: Its key.
         tls_client_ca: Clients must have a certificate of this CA.
         token_file: Tokens and their roles.
-        legacy: Who may use the service of 2021; None: as the rest of the server allows.
+        legacy: Who may use the service of 2021; None: peers on loopback, but with tokens in the
+            clear nobody.
         legacy_port: Port on loopback, without TLS, for clients of 2021.
         public_host: How other machines reach this one; None: by its name.
         address_role: Role of the token in the address file; None: the highest there is.
@@ -131,7 +132,8 @@ def prepare(wanted: Wanted) -> Security:
         if path is not None and not tls.is_private(path):
             logger.warning("%s can be read by other users of this machine: chmod 600 it", path)
     has_auth = tokens is not None or wanted.tls_client_ca is not None
-    legacy = wanted.legacy or _default_legacy(wanted, has_auth=has_auth)
+    # In the clear, clients of 2021 would be a way around the tokens.
+    legacy = wanted.legacy or ("off" if tokens is not None and encryption is None else "loopback")
     guard = None
     if has_auth or legacy == "off" or (legacy == "loopback" and is_beyond):
         guard = Guard(tokens, legacy, needs_certificate=wanted.tls_client_ca is not None)
@@ -210,11 +212,6 @@ def _how_to_secure(wanted: Wanted) -> str:
         f"    distlock --db={database} --host={wanted.host} --secure --address_file=run-once.addr\n"
         "    export RUN_ONCE_ADDRESS=addrfile://run-once.addr"
     )
-
-
-def _default_legacy(wanted: Wanted, *, has_auth: bool) -> Legacy:
-    """Answer clients of 2021 here, unless that would be a way around the tokens."""
-    return "off" if has_auth and wanted.legacy_port is None else "loopback"
 
 
 def _make(wanted: Wanted) -> tuple[Wanted, Path | None]:

@@ -615,8 +615,8 @@ def test_the_two_lines_work(
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     before = file.read_bytes()
 
-    def run_once(*arguments: str, address: str) -> subprocess.CompletedProcess[str]:
-        environ = {**os.environ, "RUN_ONCE_ADDRESS": address, "RUN_ONCE_RETRY_S": "20"}
+    def run_once(*arguments: str, address: str, **more: str) -> subprocess.CompletedProcess[str]:
+        environ = {**os.environ, **more, "RUN_ONCE_ADDRESS": address, "RUN_ONCE_RETRY_S": "20"}
         return subprocess.run(
             [sys.executable, "-m", "run_once.cli", *arguments],
             env=environ,
@@ -630,10 +630,14 @@ def test_the_two_lines_work(
     assert status.returncode == 0, status.stderr
     where = run_once("where", address=f"addrfile://{file}")
     assert "it answers" in where.stdout
+    bare = {"RUN_ONCE_TLS_CA": str(server.folder / "db.secure" / "cert.pem")}
+    wrong = {**bare, "RUN_ONCE_TOKEN": "a-token-of-nobody-at-all"}
+    denied = run_once("list", address=f"localhost:{server.port}", **wrong)
+    assert "none of this server's" in denied.stderr
     refused = run_once("where", address=f"localhost:{server.port}")
     assert refused.returncode == 1
     assert "does not let this client in: it wants TLS" in refused.stdout
-    outputs = [status, where, refused, run_once("list", address=f"localhost:{server.port}")]
+    outputs = [status, where, denied, refused, run_once("list", address=f"localhost:{server.port}")]
     assert server.terminate() == 0
     server.start(await_answer=False)
     assert file.read_bytes() == before
@@ -641,6 +645,8 @@ def test_the_two_lines_work(
     assert len(tokens) == 3
     shown = server.log + "".join(done.stdout + done.stderr for done in outputs)
     assert "RUN_ONCE_ADDRESS=addrfile://" in shown
+    assert "refused 1 calls" in server.log
+    assert "a-token-of-nobody" not in shown
     assert not [token for token in tokens if token in shown]
     assert not re.search(r"\b[0-9a-f]{64}\b", shown)
     assert "PRIVATE KEY" not in shown

@@ -87,6 +87,21 @@ def test_methods_outside_of_the_table_are_guarded(file: Path) -> None:
     assert context.abort.call_args.args[0] is grpc.StatusCode.UNAUTHENTICATED
 
 
+def test_refusals_are_logged_now_and_then(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A thousand refusals are one line, which says who it was and why."""
+    guarded = guard(file)
+    refusal = guarded.refusal(f"{TABLE}Claim", READ, FAR, is_tls=True)
+    assert refusal is not None
+    for _ in range(1000):
+        guarded._log(refusal, FAR)
+    (record,) = caplog.records
+    assert FAR in record.getMessage()
+    assert "role work" in record.getMessage()
+    guarded._logged_s -= 20
+    guarded._log(refusal, FAR)
+    assert "refused 1000 calls" in caplog.records[1].getMessage()
+
+
 def test_methods_that_change_are_not_for_readers() -> None:
     """A reader may call what changes nothing, and nothing else; only an admin may reset."""
     readable = {"Lookup", "Wait", "List", "Count", "DownloadResult", "GetServerInfo"}

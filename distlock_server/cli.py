@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import queue
 import signal
@@ -12,13 +11,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import click
 
 from distlock_server import tools
+from distlock_server.cli_options import PATH, Seconds, option, security_options
 from distlock_server.version import version
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from distlock_server.server import Server
 
 logger = logging.getLogger("distlock")
-
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 DEFAULT_PORT: Final = 22_113
 DEFAULT_HOST: Final = "127.0.0.1"
@@ -72,40 +69,10 @@ class Options(NamedTuple):
     legacy_port: int | None
 
 
-def _option(name: str, **settings: Any) -> Callable[[Decorated], Decorated]:
-    """Make an option that may be spelled with underscores, as in 2021, or with hyphens."""
-    names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-    return click.option(*names, name, show_default=True, **settings)
-
-
 def _show_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
         click.echo(f"distlock {version()}")
         context.exit()
-
-
-class _NamedPath(click.Path):
-    """A path that is not empty: `--db=$UNSET` must not fill the working folder."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Convert a value, or refuse it."""
-        if not value:
-            self.fail("it is empty: name a path ('.' is the working folder)", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-_PATH: Final = _NamedPath(path_type=Path)
-
-
-class _Seconds(click.FloatRange):
-    """A length of time above 0, and no endless one."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Convert a value, or refuse it."""
-        seconds = super().convert(value, param, ctx)
-        if not math.isfinite(seconds):
-            self.fail(f"{value!r} is no number of seconds", param, ctx)
-        return seconds
 
 
 @click.group(
@@ -113,83 +80,42 @@ class _Seconds(click.FloatRange):
     subcommand_metavar="[COMMAND]",
     context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
 )
-@_option("db", type=_PATH, help="Folder of the database, made if it is missing.")
-@_option(
+@option("db", type=PATH, help="Folder of the database, made if it is missing.")
+@option(
     "port",
     type=click.IntRange(0, 65_535),
     help=f"TCP port; 0: a free one, see --port_file. {DEFAULT_PORT} unless --unix_socket is given.",
 )
-@_option("host", default=DEFAULT_HOST, help="Name or address of the interface to listen on.")
-@_option(
+@option("host", default=DEFAULT_HOST, help="Name or address of the interface to listen on.")
+@option(
     "cache_size",
     type=click.IntRange(min=1),
     default=DEFAULT_CACHE_MB,
     help="Memory for the database's cache, in MB.",
 )
-@_option(
+@option(
     "engine",
     type=click.Choice(["auto", "leveldb", "rocksdb", "memory"]),
     default="auto",
     help="Storage engine. auto: what the folder holds; else leveldb, or rocksdb without plyvel. "
     "memory: nothing is kept.",
 )
-@_option("unix_socket", type=_PATH, help="Listen on this unix socket; on TCP only with --port.")
-@_option(
+@option("unix_socket", type=PATH, help="Listen on this unix socket; on TCP only with --port.")
+@option(
     "idle_exit_s",
-    type=_Seconds(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     help="Exit after so many seconds without a request and without a running lease.",
 )
-@_option(
+@option(
     "reserve_mb",
     type=click.IntRange(min=0),
     default=64,
     help="Begin nothing new while less is free on the disk of the database, in MiB. 0: no limit.",
 )
-@_option("pid_file", type=_PATH, help="Write the process id to this file once listening.")
-@_option("port_file", type=_PATH, help="Write the bound TCP port to this file once listening.")
-@_option(
-    "secure",
-    is_flag=True,
-    help="TLS and tokens: key, certificate and tokens are made at the first start, then kept.",
-)
-@_option("secure_dir", type=_PATH, help="Their folder.  [default: <db>.secure]")
-@_option(
-    "address_file",
-    type=_PATH,
-    help="Write address, certificate and token to this file, for RUN_ONCE_ADDRESS=addrfile://FILE.",
-)
-@_option(
-    "address_role",
-    type=click.Choice(["read", "work", "admin"]),
-    help="Role of the token in that file.  [default: the highest there is]",
-)
-@_option(
-    "public_host",
-    help="How other machines reach this one, for that file.  [default: this machine's name]",
-)
-@_option("insecure", is_flag=True, help="Beyond loopback do without TLS and tokens.")
-@_option("tls_cert", type=_PATH, help="Certificate of the server, PEM, instead of one made here.")
-@_option("tls_key", type=_PATH, help="Its private key, PEM.")
-@_option(
-    "tls_client_ca", type=_PATH, help="Answer only clients with a certificate of this CA, PEM."
-)
-@_option(
-    "token_file",
-    type=_PATH,
-    help="Tokens: one `role token` a line, role read, work or admin; read again when it changes.",
-)
-@_option(
-    "legacy",
-    type=click.Choice(["loopback", "on", "off"]),
-    help="Whom of the clients of 0.4.2 to answer, which have neither TLS nor tokens.  "
-    "[default: loopback; off with tokens and no TLS]",
-)
-@_option(
-    "legacy_port",
-    type=click.IntRange(0, 65_535),
-    help="With TLS: answer clients of 0.4.2 on this port of 127.0.0.1, in the clear.",
-)
-@_option(
+@option("pid_file", type=PATH, help="Write the process id to this file once listening.")
+@option("port_file", type=PATH, help="Write the bound TCP port to this file once listening.")
+@security_options
+@option(
     "log_level",
     type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
     default="info",

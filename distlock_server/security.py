@@ -18,15 +18,9 @@ from typing import Final, NamedTuple
 import grpc
 
 from distlock_server import tls
-from distlock_server.auth import (
-    Guard,
-    Legacy,
-    Role,
-    TokenFileError,
-    Tokens,
-    read_tokens,
-)
+from distlock_server.auth import Guard, Legacy
 from distlock_server.tls import Tls, TlsError
+from distlock_server.tokens import Role, TokenFileError, Tokens, read_tokens
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ import platformdirs
 
 from distlock_proto import legacy_pb2 as legacy
 from distlock_proto import lock_table_pb2 as pb
-from run_once.access import OPEN, Access
+from run_once.access import OPEN, Access, is_unix
 from run_once.channel import NO_TLS, SERVICE, GrpcTransport, TransportError
 from run_once.cluster import multi_node_reason
 from run_once.config import SOURCE_LISTENING, SOURCE_OWN, Config
@@ -322,17 +322,16 @@ def read_note(own: Places) -> dict[str, Any]:
 
 def _is_listening(address: str) -> bool:
     """Tell whether anything accepts connections there; much quicker than to ask."""
-    is_unix = address.startswith("unix:")
-    with socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET) as probe:
-        probe.settimeout(_CONNECT_TIMEOUT_S)
-        try:
-            if is_unix:
+    try:
+        if is_unix(address):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(_CONNECT_TIMEOUT_S)
                 probe.connect(address.removeprefix("unix:"))
-            else:
-                host, _, port = address.rpartition(":")
-                probe.connect((host, int(port)))
-        except OSError:
-            return False
+        else:
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
+    except OSError:
+        return False
     return True
 
 

@@ -22,13 +22,15 @@ from distlock_proto import legacy_pb2
 from distlock_proto import lock_table_pb2 as pb
 from distlock_proto.legacy_pb2_grpc import LockManagerServiceStub
 from distlock_proto.lock_table_pb2_grpc import LockTableStub
-from distlock_server.auth import ROLES, Role
+from distlock_server.auth import ROLES
 from distlock_server.blobs import BlobStore
 from distlock_server.clock import SystemClock
 from distlock_server.engines.memory import MemoryEngine
 from distlock_server.security import Wanted, address_file, prepare
 from distlock_server.server import Listen, Server
+from distlock_server.tokens import Role
 from run_once import channel as client_channel
+from run_once import local
 from run_once.access import Access
 from run_once.client import LockClient, RetryPolicy
 from run_once.config import load_config
@@ -302,6 +304,22 @@ def test_made_certificate_under_any_name(start: Start, tmp_path: Path) -> None:
     client_to(f"{far}:{running.server.port}", config.access).server_info()
 
 
+def test_ipv6(start: Start, tmp_path: Path) -> None:
+    """A secure server on an IPv6 address is found and used by its address file."""
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError as error:
+            pytest.skip(f"no IPv6 here: {error}")
+    running = start("::1", secure=True)
+    config = load_config(environ={}, address=running.write_address(tmp_path / "addr"))
+    assert config.address == f"[::1]:{running.server.port}"
+    assert local.problem(config.address, config.access) is None
+    assert local.problem(config.address, Access()) == (
+        "it wants TLS, and this client was not told to use it"
+    )
+
+
 def cert_case(name: str, running: Running, tmp_path: Path) -> tuple[str, Access]:
     """Give the address and access of a client that cannot agree on TLS with a server."""
     other = Authority(tmp_path / "other")
@@ -458,8 +476,6 @@ def test_secure_server_is_not_passed_over(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str
 ) -> None:
     """A secure server where one is looked for first is an error, not a second server's start."""
-    from run_once import local
-
     token_file = tmp_path / "tokens"
     token_file.write_text(f"work {TOKENS['work']}\n")
     running = start(**{options: True if options == "secure" else token_file})

@@ -13,16 +13,8 @@ import grpc
 import pytest
 
 from distlock_proto import legacy_pb2, lock_table_pb2
-from distlock_server.auth import (
-    ROLES,
-    Guard,
-    Legacy,
-    Role,
-    TokenFileError,
-    Tokens,
-    is_local,
-    read_tokens,
-)
+from distlock_server.auth import ROLES, Guard, Legacy, is_local
+from distlock_server.tokens import Role, TokenFileError, Tokens, read_tokens
 
 TABLE: Final = "/distlock.v1.LockTable/"
 OLD: Final = "/distlock.LockManagerService/"

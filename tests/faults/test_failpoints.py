@@ -37,7 +37,7 @@ def test_every_point_is_in_the_code_once() -> None:
     assert len(POINTS) >= 20
 
 
-def _crash(rig: Rig, point: str, number: int, profile: Profile, rng: random.Random) -> int:
+def crash_at(rig: Rig, point: str, number: int, profile: Profile, rng: random.Random) -> int:
     """Start a server that will crash at a point; check what was before; load it until it does."""
     rig.server.environment = rig.power.environment() | {VARIABLE: f"{point}:{number}"}
     token = rig.recorder.max_token
@@ -63,7 +63,7 @@ def test_crashes_at_every_point(
     for point in UNDER_LOAD:
         # The check before the load passes the points of a group a few times.
         number = rng.randint(1, 3) if point.startswith("upload.") else rng.randint(12, 60)
-        n_ops += _crash(rig, point, number, PROFILES[profile], rng)
+        n_ops += crash_at(rig, point, number, PROFILES[profile], rng)
     rig.server.environment = {}
     token = rig.recorder.max_token
     rig.server.start()

@@ -114,3 +114,46 @@ def test_control_without_syncs_loses(
     with pytest.raises((ViolationError, AssertionError, grpc.RpcError)) as found:
         check_after_restart(rig.server, rig.recorder, rig.recorder.max_token)
     report(f"control without syncs (seed {seed}): {str(found.value)[:100]}")
+
+
+def test_power_cuts_of_rocksdb(
+    tmp_path: Path, shim: Path, seed: int, cleanup: ExitStack, report: Callable[[str], None]
+) -> None:
+    """The same holds for the other engine."""
+    pytest.importorskip("rocksdict")
+    rig = Rig(tmp_path, shim, "--engine=rocksdb")
+    cleanup.callback(rig.server.close)
+    report(f"rocksdb: {run_cuts(rig, seed, 4).line(seed)}")
+
+
+def test_disk_error_ends_the_server(
+    tmp_path: Path, shim: Path, seed: int, cleanup: ExitStack
+) -> None:
+    """A sync that fails ends the server with a sentence, and nothing acknowledged is lost.
+
+    What was being written may or may not be there; no reply said that it was.
+    """
+    rig = Rig(tmp_path, shim)
+    cleanup.callback(rig.server.close)
+    fail_sync(rig, random.Random(seed))
+    assert "distlock: the storage failed, and the server must end" in rig.server.log
+    assert "Input/output error" in rig.server.log
+
+
+def fail_sync(rig: Rig, rng: random.Random) -> int:
+    """Let syncs fail under load; check the next life; count the operations before."""
+    rig.server.environment = rig.power.environment()
+    rig.server.start()
+    load = Load(rig.server, rig.recorder, rng.choice(PROFILES), rng)
+    rig.recorder.await_ops(rng.randint(50, 300))
+    rig.power.eio.touch()
+    assert rig.server.wait(30) == 1
+    load.end()
+    rig.recorder.server_is_dead()
+    rig.power.apply(rng)
+    rig.server.environment = {}
+    token = rig.recorder.max_token
+    rig.server.start()
+    check_after_restart(rig.server, rig.recorder, token)
+    rig.server.kill()
+    return load.n_ops

@@ -2,13 +2,14 @@
 
 LevelDB does not survive a full disk, and does not open on one. So claims, resets and uploads are
 refused while room is left; renewals and the ends of leases go on until a quarter of the reserve.
-Reading goes on always. All of it recovers by itself, since the disk is asked each time.
+Reading goes on always. All of it recovers by itself: the disk is asked before each change.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -24,6 +25,11 @@ DEFAULT_RESERVE_MB: Final = 64
 
 _LAST_SHARE: Final = 4
 """The last quarter of the reserve is for nobody: the database's own upkeep writes there."""
+
+
+_AMPLE: Final = 4
+_AMPLE_NS: Final = 20_000_000
+"""With so many times the reserve the system is not asked again for so long."""
 
 
 class NoSpaceError(OverloadError):
@@ -50,6 +56,7 @@ class Space:
         self._reserve_bytes = reserve_bytes if folder is not None else 0
         self._free_bytes = free_bytes or _free_bytes
         self._is_low = False
+        self._ample_until_ns = 0
 
     def guarded(self, run: Callable[[Group], T], *, ends_leases: bool) -> Callable[[Group], T]:
         """Give a request of the table as it is, or one that is refused if it changes something.
@@ -88,11 +95,17 @@ class Space:
         """Give the free bytes if they are too few."""
         if not self._reserve_bytes or self._folder is None:
             return None
+        now_ns = time.monotonic_ns()
+        if now_ns < self._ample_until_ns:
+            return None
         try:
             free_bytes = self._free_bytes(self._folder)
         except OSError:
             return None  # what is wrong with the folder, the database finds out
         self._tell(free_bytes)
+        if free_bytes - n_bytes >= _AMPLE * self._reserve_bytes:
+            self._ample_until_ns = now_ns + _AMPLE_NS
+            return None
         needed = self._reserve_bytes // _LAST_SHARE if ends_leases else self._reserve_bytes
         return free_bytes if free_bytes - n_bytes < needed else None
 

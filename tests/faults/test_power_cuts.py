@@ -23,7 +23,7 @@ from tests.faults.traffic import Profile
 
 N_CUTS: Final = 10
 N_DATABASES: Final = 3
-MIN_CUTS_THAT_DROPPED: Final = 10
+MIN_CUTS_THAT_DROPPED: Final = 8
 
 PROFILES: Final = (
     Profile(),

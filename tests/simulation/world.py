@@ -121,10 +121,11 @@ class World:
         if self.server is not None:
             return
         self.server = server = SimServer(self)
-        peek = server.table.store.peek
-        check_whole(self._unanswered, peek, self._acknowledged, self._removed)
+        store = server.table.store
+        check_whole(self._unanswered, store.peek, self._acknowledged, self._removed)
         self._n_lives += 1
-        records = [(key, peek(key)) for key in KEYS]
+        slots = store.read(KEYS)[0] | store.held
+        records = [(key, slots[key].record) for key in KEYS]
         for key, record in records:
             self.promises.take_restart(key, record)
         found = (survivor(k, record, may_be_gone=k in self._removed) for k, record in records)

@@ -46,7 +46,7 @@ class Overruler:
         n_steps = rng.randint(1, 4)
         steps = [(rng.choice(OVERRULED), rng.choice(commands)) for _ in range(n_steps)]
         run = partial(_run_steps, steps=steps, fails=rng.random() < 0.3)
-        world.server.submit(OVERRULED, run, partial(self._take, world.promises.max_token))
+        world.server.table.submit(OVERRULED, run, partial(self._take, world.promises.max_token))
 
     def _take(self, floor: int, pending: Pending[list[int]]) -> None:
         """Check tokens against those that were known before they were asked for."""

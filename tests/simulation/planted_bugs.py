@@ -43,8 +43,9 @@ def find(bug: Bug, seeds: Sequence[int]) -> Found:
         bug(monkeypatch)
         violations = run_seeds(seeds, stop_at_first=True).violations
     for seed, error in violations.items():
-        promise = error.promise if isinstance(error, BrokenPromiseError) else repr(error)
-        return Found(bug.__name__, what, seed, promise)
+        if isinstance(error, BrokenPromiseError) and error.promise != "I0":
+            return Found(bug.__name__, what, seed, error.promise)
+        return Found(bug.__name__, what, None, f"seed {seed} failed otherwise: {error!r}")
     return Found(bug.__name__, what, None, "")
 
 

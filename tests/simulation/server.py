@@ -18,7 +18,7 @@ from distlock_server.table import Table
 from distlock_server.waits import Waits
 from run_once.channel import TransportError
 from tests.simulation.disk import CrashError, SimEngine
-from tests.simulation.event_loop import SimFuture, SimLoop
+from tests.simulation.event_loop import SimLoop
 from tests.simulation.schedule import MS
 
 if TYPE_CHECKING:
@@ -27,17 +27,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class SteppedCalls:
-    """Stands where `Calls` does; the answer is there once the table was stepped."""
+class SimTable(Table):
+    """The table; it says when something was queued."""
 
-    def __init__(self, server: SimServer) -> None:
-        self._server = server
+    on_submit: Callable[[Pending[Any]], None]
 
-    async def run(self, keys: Sequence[bytes], run: Callable[[Group], T]) -> T:
-        """Queue a function and wait for its answer."""
-        answer = SimFuture()
-        self._server.submit(keys, run, answer.set_result)
-        return cast("Pending[T]", await answer).result()
+    def submit(
+        self, keys: Sequence[bytes], run: Callable[[Group], T], context: object = None
+    ) -> Pending[T]:
+        """Queue a request."""
+        pending = super().submit(keys, run, context)
+        self.on_submit(pending)
+        return pending
 
 
 class Context:
@@ -122,7 +123,8 @@ class SimServer:
         self._is_stepping = False
         self._is_due = False
         engine = SimEngine(world.disk, world.schedule, world.rng, lambda: self.is_dead)
-        self.table = Table(engine, world.server_clock, self)
+        self.table = SimTable(engine, world.server_clock, self)
+        self.table.on_submit = self._queued
         engine.is_open = True
         self.wake()
         self.loop = SimLoop(world.schedule, self._drive)
@@ -130,7 +132,7 @@ class SimServer:
         self._waits = Waits(self.table)
         self.service = LockTableService(
             self.table,
-            cast("Calls", SteppedCalls(self)),
+            Calls(self.table),
             self._waits,
             cast("Any", None),
             world.server_clock,
@@ -149,11 +151,8 @@ class SimServer:
         if flight.drive():
             self._flights.append(flight)
 
-    def submit(
-        self, keys: Sequence[bytes], run: Callable[[Group], T], take: Callable[[Pending[T]], None]
-    ) -> None:
-        """Queue a function of the table; the committer comes round soon."""
-        pending = self.table.submit(keys, run, take)
+    def _queued(self, pending: Pending[Any]) -> None:
+        """Note a request of the table; the committer comes round soon."""
         self.unanswered[id(pending)] = pending
         self.wake()
 

@@ -12,8 +12,7 @@ def test_planted_bug_is_found(bug: Bug) -> None:
     """A planted bug breaks a promise: in the seed that is known for it, or in one of the first."""
     known = known_seeds(PAGE.read_text(encoding="utf-8"))[bug.__name__]
     found = find(bug, [known, *range(MAX_SEEDS)])
-    assert found.seed is not None
-    assert found.promise.startswith("I"), f"seed {found.seed} failed otherwise: {found.promise}"
+    assert found.seed is not None, found.promise
 
 
 def test_every_row_is_a_planted_bug() -> None:

@@ -241,7 +241,7 @@ _CHANGES: Final = frozenset(("GRANTED", "COMPLETED", "FAILED", "RELEASED", "RESE
 class _Change(NamedTuple):
     op: Op
     is_grant: bool
-    is_takeover: bool
+    over: int  # the token of a lease that ran out before this grant; 0: none
 
 
 class _KeyHistory:
@@ -292,7 +292,8 @@ class _KeyHistory:
             if after is not state:
                 is_grant = op.kind == "claim"
                 is_takeover = is_grant and state is not None and state.kind == "held"
-                changes.append(_Change(op, is_grant, is_takeover))
+                over = state.token if is_takeover and state is not None else 0
+                changes.append(_Change(op, is_grant, over))
                 state = after
 
     def _replay_branches(self) -> None:
@@ -303,7 +304,7 @@ class _KeyHistory:
             # Between this operation and the next, what a dead server was sent cannot happen.
             self.open = {n: o for n, o in self.open.items() if o.gone_ns > op.start_ns}
             left: dict[tuple[Key, frozenset[int]], None] = {}
-            changes: set[tuple[bool, bool] | None] = set()
+            changes: set[tuple[bool, int] | None] = set()
             wrong = ""
             for state, used in followed:
                 after, answer = _STEPS[op.kind](state, op)
@@ -314,7 +315,8 @@ class _KeyHistory:
                 is_fresh = after != state and op.kind != "lookup" and not _is_learned(state, after)
                 is_grant = op.kind == "claim"
                 is_held = state is not None and state.kind == "held"
-                changes.add((is_grant, is_grant and is_held) if is_fresh else None)
+                over = state.token if is_grant and is_held and state is not None else 0
+                changes.add((is_grant, over) if is_fresh else None)
             if not left:
                 raise _impossible(op, [state for state, _ in followed], wrong)
             sure = changes.pop() if len(changes) == 1 else None
@@ -363,8 +365,8 @@ class _KeyHistory:
             if not any(_is_holder(state, renewal) == wanted for state in possible):
                 raise _impossible(renewal, possible, "RENEWED" if not wanted else "LOST")
         for change in self.changes:
-            if change.is_takeover:
-                self._check_takeover(change.op)
+            if change.over:
+                self._check_takeover(change.op, change.over)
 
     def _states_during(self, renewal: Op) -> list[Key]:
         """Give the states that the key can have had between sending and answer."""
@@ -379,11 +381,11 @@ class _KeyHistory:
             possible += states
         return possible
 
-    def _check_takeover(self, grant: Op) -> None:
+    def _check_takeover(self, grant: Op, token: int) -> None:
         for renewal in self.renewals:
             if (
                 renewal.answer == "RENEWED"
-                and renewal.token < grant.token
+                and renewal.token == token
                 and renewal.end_ns < grant.start_ns
                 and grant.end_ns < renewal.start_ns + renewal.number
             ):
@@ -465,7 +467,7 @@ def check(history: Iterable[Op]) -> Checked:
     return Checked(
         len(ops),
         n_unanswered,
-        sum(change.is_takeover for change in changes),
+        sum(change.over != 0 for change in changes),
         last_revision,
         max((op.token for op in exact), default=0),
     )

@@ -200,3 +200,16 @@ def test_finds_one_wrong_answer_in_many() -> None:
         }[op.kind]
         with pytest.raises(ViolationError):
             check(history)
+
+
+def test_renewal_of_an_earlier_holder_counts_for_nobody_else() -> None:
+    """A long lease that was renewed and given back says nothing of a short one after it."""
+    check(
+        [
+            Op(1, b"k", "claim", 10, 20, 1, "GRANTED", A, 1, number=TTL),
+            Op(2, b"k", "renew", 21, 22, 1, "RENEWED", A, 1, number=100 * TTL),
+            Op(3, b"k", "release", 23, 24, 2, "RELEASED", A, 1),
+            Op(4, b"k", "claim", 30, 40, 3, "GRANTED", B, 2, number=10),
+            Op(5, b"k", "claim", 50, 60, 4, "GRANTED", A, 3, number=TTL),
+        ]
+    )

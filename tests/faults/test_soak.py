@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import time
 from collections import Counter
@@ -122,10 +123,13 @@ def test_soak(tmp_path: Path, shim: Path, seed: int, report: Callable[[str], Non
 
 
 def _once(part: Part, kind: str, soak: Soak, seed: int) -> Counter[str]:
+    folder = soak.tmp_path / f"run-{seed}"
     with ExitStack() as cleanup:
-        rig = Rig(soak.tmp_path / f"{kind}-{seed}", soak.shim, f"--engine={kind}")
+        rig = Rig(folder, soak.shim, f"--engine={kind}")
         cleanup.callback(rig.server.close)
-        return part(soak, rig, seed)
+        figures = part(Soak(folder, soak.shim, soak.rng), rig, seed)
+    shutil.rmtree(folder, ignore_errors=True)  # what went wrong stays, to be looked at
+    return figures
 
 
 def _tell(table: dict[str, Counter[str]], seed: int, report: Callable[[str], None]) -> None:

@@ -9,6 +9,7 @@ keeps the others.
 
 from __future__ import annotations
 
+import abc
 import threading
 import time
 from collections.abc import Callable
@@ -58,7 +59,7 @@ class TaskOptions:
     max_inline_bytes: int = 0
 
 
-class _WrappedCall:
+class _WrappedCall(abc.ABC):
     """A user's function with its key; called with the user's arguments."""
 
     def __init__(
@@ -70,9 +71,9 @@ class _WrappedCall:
         self.options = options
         self._is_remote = False
 
+    @abc.abstractmethod
     def _parts(self) -> tuple[Any, ...]:
         """Give what the constructor takes."""
-        raise NotImplementedError
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as the parts alone: there are many of these."""

@@ -396,6 +396,9 @@ class Dispatcher:
             self._make_room()
             for item in items:
                 self._settle(item, Failure(error))
+            # Nothing runs there any more: joblib must not wait for the rest of the job, which may
+            # wait for other machines, or for room that these items' leases take up.
+            items[0].job.fail(error)
 
         with self._handing_over:
             with self._condition:

@@ -203,8 +203,13 @@ def settle_ran(
             return [_untold(lease, ran, problem) for lease, ran in tasks]
         if isinstance(problem, ServerUnavailableError):
             raise
-        if len(tasks) > 1:  # one that is refused must not cost the others
-            return [settle_ran(session, [task], timeout_s=timeout_s)[0] for task in tasks]
+        if len(tasks) > 1:  # one that is refused, or too much at once, must not cost the others
+            half = len(tasks) // 2
+            return [
+                outcome
+                for part in (tasks[:half], tasks[half:])
+                for outcome in settle_ran(session, part, timeout_s=timeout_s)
+            ]
         lease, ran = tasks[0]
         refused = _not_stored(lease.key, ran, problem)
         return settle_ran(session, [(lease, refused)], timeout_s=timeout_s)

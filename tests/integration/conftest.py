@@ -1,4 +1,4 @@
-"""Fixtures around the real run-once 0.4.2 of 2021."""
+"""Fixtures of several files: runs that leave a trace, and the real run-once 0.4.2 of 2021."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ import pytest
 
 from tests import legacy_2021
 from tests.legacy_2021 import Running
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Give a folder in which each run of a body leaves a file."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture(scope="session")

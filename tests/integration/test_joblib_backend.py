@@ -33,14 +33,6 @@ def _configured(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUN_ONCE_ADDRESS", server.address)
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """Give a folder in which each run of a body leaves a file."""
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    return folder
-
-
 def note(folder: Path, name: object) -> None:
     """Note a run of a body: a file of its own for each."""
     (folder / f"{name}-{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}").touch()

@@ -53,14 +53,6 @@ def _configured(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """Give a folder in which each run of a body leaves a file."""
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def start_script(tmp_path: Path, runs: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Give a function that starts the script; what is left of it is killed with its workers."""
     path = tmp_path / "script.py"

@@ -28,14 +28,6 @@ def _configured(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUN_ONCE_ADDRESS", server.address)
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """Give a folder in which each run of a body leaves a file."""
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    return folder
-
-
 def note(number: int, folder: Path) -> int:
     """Note a run."""
     (folder / f"{number}-{os.getpid()}-{os.urandom(4).hex()}").touch()

@@ -32,14 +32,6 @@ def _configured(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """Give a folder in which each run of a body leaves a file."""
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def place(tmp_path: Path) -> Path:
     """Give the path of a folder for values that is not there yet."""
     return tmp_path / "results"

@@ -35,14 +35,6 @@ def other(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ot
     made.client.close()
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """Give a folder in which each run of a body leaves a file."""
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    return folder
-
-
 @contextmanager
 def short_calls(
     monkeypatch: pytest.MonkeyPatch, inner: str = "threading", **options: Any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 
 import pytest
 
@@ -11,9 +12,11 @@ from distlock_proto import lock_table_pb2 as pb
 from distlock_server.clock import ManualClock
 from distlock_server.state import Done
 from run_once import session as session_module
+from run_once.answers import SettleAnswer
 from run_once.client import LockClient
 from run_once.config import Config
 from run_once.errors import (
+    LimitError,
     NotHeldError,
     ResultError,
     ResultTooLargeError,
@@ -21,7 +24,7 @@ from run_once.errors import (
     ServerUnavailableError,
 )
 from run_once.lease import Lease
-from run_once.task import Ending, Session, run_task
+from run_once.task import Ending, Ran, Session, run_task, settle_ran
 from tests.fake_server import FakeServer, FakeTransport, Fault, make_client, make_session
 
 
@@ -365,3 +368,28 @@ def test_get(monkeypatch: pytest.MonkeyPatch) -> None:
     sessions._reset()
     assert Session.get(config) is not session
     sessions._close_all()
+
+
+def test_one_refused_completion_costs_no_other(
+    session: Session, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that is refused is parted until only what is refused by itself is left."""
+    keys = [f"key-{number}".encode() for number in range(9)]
+    leases = session.claim(keys, ttl_s=60, keep_alive=False).leases
+    sizes: list[int] = []
+    settle = session.settle
+
+    def refusing(endings: Sequence[Ending], **more: float | None) -> list[SettleAnswer]:
+        sizes.append(len(endings))
+        is_bad = any(each.lease.key == keys[4] and each.how == "complete" for each in endings)
+        if is_bad or len(endings) > 5:
+            raise LimitError("too much")
+        return settle(endings, **more)
+
+    monkeypatch.setattr(session, "settle", refusing)
+    ran = Ran(1, has_value=True)
+    outcomes = settle_ran(session, [(lease, ran) for lease in leases])
+    assert [outcome.is_completed for outcome in outcomes] == [key != keys[4] for key in keys]
+    assert isinstance(outcomes[4].error, LimitError)
+    assert [outcome.lease for outcome in outcomes] == leases
+    assert len(sizes) < len(keys), "it is parted into halves, not into single ones"

@@ -40,8 +40,8 @@ proto-check: $(STAMP)  ## fail if the generated code is stale
 bench: $(STAMP)  ## measure; results go to benchmarks/results
 	$(BIN)/python benchmarks/run.py
 
-soak: $(STAMP)  ## run the long tests under load
-	$(BIN)/python -m pytest -m soak --timeout=0 -o faulthandler_timeout=0 $(PYTEST_ARGS)
+soak: $(STAMP)  ## try for an hour to break every promise (SOAK_S=, SOAK_PARTS=, SOAK_SEED=)
+	$(BIN)/python -m tests.soak
 
 clean:  ## remove environments, caches and built files
 	rm -rf .venv .venv-proto build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import tempfile
@@ -16,6 +15,7 @@ import pytest
 
 from distlock_server.clock import ManualClock
 from distlock_server.engines.memory import MemoryEngine
+from tests.hermetic import ours, user_folders
 from tests.servers import InprocServer, ServerProcess, connect
 
 REPORT = "figure"
@@ -34,21 +34,11 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True)
 def hermetic_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Hide the user's configuration, home and variables; give the home folder that is seen."""
-    for name in [name for name in os.environ if name.startswith("RUN_ONCE_")]:
-        if name != "RUN_ONCE_2021_WHEEL":
-            monkeypatch.delenv(name)
+    for name in ours():
+        monkeypatch.delenv(name)
     home = tmp_path / "home"
-    for variable, folder in (
-        ("HOME", home),
-        ("XDG_CONFIG_HOME", home / ".config"),
-        ("XDG_DATA_HOME", home / ".local" / "share"),
-        ("XDG_CACHE_HOME", home / ".cache"),
-        ("XDG_STATE_HOME", home / ".local" / "state"),
-        ("RUN_ONCE_CONFIG_DIR", home / "config"),
-        ("RUN_ONCE_DATA_DIR", home / "data"),
-    ):
-        folder.mkdir(parents=True, exist_ok=True)
-        monkeypatch.setenv(variable, str(folder))
+    for variable, folder in user_folders(home).items():
+        monkeypatch.setenv(variable, folder)
     # The path of a unix socket must be short; pytest's folders are not.
     runtime = tempfile.mkdtemp(prefix="ro-")
     monkeypatch.setenv("RUN_ONCE_RUNTIME_DIR", runtime)

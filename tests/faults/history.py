@@ -19,7 +19,6 @@ while it was under way.
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -28,7 +27,7 @@ NEVER: Final = 1 << 62
 """When an operation without an answer ended."""
 
 MAX_BRANCHES: Final = 4_096
-"""Possibilities that are followed for one key; more is an error of the test that recorded them."""
+"""Possibilities that are followed for one key; with more, its operations are left undecided."""
 
 
 class Op(NamedTuple):
@@ -99,6 +98,10 @@ class ViolationError(Exception):
     """The history is impossible; the message says where."""
 
 
+class _UndecidedError(Exception):
+    """More is possible with a key than is followed."""
+
+
 class Checked(NamedTuple):
     """What was checked.
 
@@ -108,6 +111,7 @@ class Checked(NamedTuple):
         n_takeovers: Grants of a key whose lease had run out.
         last_revision: The highest revision seen.
         max_token: The highest token seen.
+        n_undecided: Operations on keys with so many possibilities that not all were followed.
     """
 
     n_ops: int
@@ -115,6 +119,7 @@ class Checked(NamedTuple):
     n_takeovers: int
     last_revision: int
     max_token: int
+    n_undecided: int
 
 
 # -- the rules, once more -------------------------------------------------------------------------
@@ -160,7 +165,8 @@ def _oldest(op: Op) -> int:
 
 def _complete(state: Key, op: Op) -> Stepped:
     if _is_holder(state, op):
-        return State("done", op.token, b"", _oldest(op), value=op.value), "COMPLETED"
+        done = State("done", op.token, b"", _oldest(op), value=op.value, slack=op.n_keys - 1)
+        return done, "COMPLETED"
     if state is not None and state.kind == "done" and state.token == op.token:
         return state, "COMPLETED"
     return state, "LOST"
@@ -176,8 +182,9 @@ def _gave_up(state: Key, op: Op) -> Stepped | None:
 
 def _fail(state: Key, op: Op) -> Stepped:
     if state is not None and _is_holder(state, op):
-        revision = _oldest(op)
-        return State("failed", op.token, op.claim_id, revision, state.attempts), "FAILED"
+        revision, slack = _oldest(op), op.n_keys - 1
+        failed = State("failed", op.token, op.claim_id, revision, state.attempts, slack=slack)
+        return failed, "FAILED"
     return _gave_up(state, op) or (state, "LOST")
 
 
@@ -189,7 +196,10 @@ def _release(state: Key, op: Op) -> Stepped:
     if state.attempts <= 1:
         return None, "RELEASED"
     revision, attempts = _oldest(op), state.attempts - 1
-    return State("failed", op.token, op.claim_id, revision, attempts, released=True), "RELEASED"
+    return (
+        State("failed", op.token, op.claim_id, revision, attempts, 0, True, b"", op.n_keys - 1),
+        "RELEASED",
+    )
 
 
 def _reset(state: Key, op: Op) -> Stepped:
@@ -264,19 +274,34 @@ class _KeyHistory:
 
         Raises:
             ViolationError: There is none.
+            _UndecidedError: None was found among those that were followed, and there are more.
         """
         try:
             self._replay()
         except ViolationError:
+            undecided: _UndecidedError | None = None
             for answered in _other_orders(self.answered):
                 again = _KeyHistory()
                 again.answered = answered
                 again.unanswered, again.renewals = self.unanswered, self.renewals
-                with contextlib.suppress(ViolationError):
+                try:
                     again._replay()
-                    self.changes, self.n_unsure = again.changes, again.n_unsure
-                    return
+                except ViolationError:
+                    continue
+                except _UndecidedError as error:
+                    undecided = error
+                    continue
+                self.changes, self.n_unsure = again.changes, again.n_unsure
+                return
+            if undecided is not None:
+                raise undecided from None
             raise
+
+    def give_up(self) -> int:
+        """Take any of its operations for one that may have changed it; count them."""
+        self.changes = []
+        self.n_unsure = len(self.answered)
+        return len(self.answered) + len(self.unanswered) + len(self.renewals)
 
     def _replay(self) -> None:
         if self.unanswered or self.renewals:
@@ -351,9 +376,7 @@ class _KeyHistory:
                     found[branch] = None
                     todo.append(branch)
             if len(found) > MAX_BRANCHES:
-                raise ViolationError(
-                    f"key {self.unanswered[0].key!r}: too many unanswered operations"
-                )
+                raise _UndecidedError
         return found
 
     def _check_renewals(self) -> None:
@@ -455,8 +478,12 @@ def check(history: Iterable[Op]) -> Checked:
             n_unanswered += 1
             if op.kind != "lookup":
                 keys[op.key].unanswered.append(op)
+    n_undecided = 0
     for key_history in keys.values():
-        key_history.replay()
+        try:
+            key_history.replay()
+        except _UndecidedError:
+            n_undecided += key_history.give_up()
     changes = [change for key_history in keys.values() for change in key_history.changes]
     last_revision = exact[-1].revision if exact else 0
     # A renewal to a longer lease takes a revision as well.
@@ -470,6 +497,7 @@ def check(history: Iterable[Op]) -> Checked:
         sum(change.over != 0 for change in changes),
         last_revision,
         max((op.token for op in exact), default=0),
+        n_undecided,
     )
 
 

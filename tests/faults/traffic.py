@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import grpc
 
@@ -23,6 +23,10 @@ RPC_TIMEOUT_S: Final = 20.0
 PROGRESS_LIMIT_S: Final = 30.0
 
 _NAMES: Final = {state: name.removeprefix("KEY_STATE_") for name, state in pb.KeyState.items()}
+
+
+Held: TypeAlias = tuple[bytes, bytes, int]
+"""A lease: key, claim id, token."""
 
 
 class Profile(NamedTuple):
@@ -99,8 +103,10 @@ class Recorder:
                 assert time.monotonic() < deadline_s, "there was no load"
 
     def check(self) -> Checked:
-        """Check the history."""
-        return check(self.ops)
+        """Check the history; a key that is left undecided fails as well."""
+        checked = check(self.ops)
+        assert checked.n_undecided == 0, f"{checked.n_undecided} operations are undecided"
+        return checked
 
 
 class Client:
@@ -119,8 +125,8 @@ class Client:
         self._recorder = recorder
         self._profile = profile
         self._random = random.Random(seed)
-        self._held: list[tuple[bytes, bytes, int]] = []
-        self._settled: list[tuple[bytes, bytes, int]] = []
+        self._held: list[Held] = []
+        self._settled: list[Held] = []
         self._revision = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -229,9 +235,7 @@ class Caller:
         ]
         return reply
 
-    def claim(
-        self, keys: list[bytes], claim_id: bytes, ttl_ns: int
-    ) -> list[tuple[bytes, bytes, int]]:
+    def claim(self, keys: list[bytes], claim_id: bytes, ttl_ns: int) -> list[Held]:
         """Claim keys; give what was granted as key, claim id, token."""
         ops = [Op(0, key, "claim", 0, claim_id=claim_id, number=ttl_ns) for key in keys]
         request = pb.ClaimRequest(keys=keys, claim_id=claim_id, ttl_ns=ttl_ns)
@@ -243,28 +247,39 @@ class Caller:
 
     def settle(self, how: str, key: bytes, claim_id: bytes, token: int, value: bytes = b"") -> str:
         """Settle a lease; give the answer."""
-        holder = pb.Holder(key=key, claim_id=claim_id, token=token)
-        settlement = pb.Settlement(holder=holder)
-        if how == "complete":
-            settlement.complete.result.CopyFrom(_result(value))
-        elif how == "fail":
-            settlement.fail.error = "planned"
-        else:
-            settlement.release.SetInParent()
-        ops = [Op(0, key, how, 0, claim_id=claim_id, token=token, value=_short(value))]
-        request = pb.SettleRequest(settlements=[settlement])
+        return self.settle_many([(how, key, claim_id, token, value)])[0]
+
+    def settle_many(self, settlements: Sequence[tuple[str, bytes, bytes, int, bytes]]) -> list[str]:
+        """Settle leases, each a way, its key, claim id and token, and a value; give the answers."""
+        request, ops = pb.SettleRequest(), []
+        for how, key, claim_id, token, value in settlements:
+            holder = pb.Holder(key=key, claim_id=claim_id, token=token)
+            settlement = request.settlements.add(holder=holder)
+            if how == "complete":
+                settlement.complete.result.CopyFrom(_result(value))
+            elif how == "fail":
+                settlement.fail.error = "planned"
+            else:
+                settlement.release.SetInParent()
+            ops.append(Op(0, key, how, 0, claim_id=claim_id, token=token, value=_short(value)))
         self._call(self._stub.Settle, request, ops)
         self._recorder.note(ops)
-        return ops[0].answer
+        return [op.answer for op in ops]
 
     def renew(self, key: bytes, claim_id: bytes, token: int, ttl_ns: int) -> str:
         """Renew a lease; give the answer."""
-        holder = pb.Holder(key=key, claim_id=claim_id, token=token)
-        ops = [Op(0, key, "renew", 0, claim_id=claim_id, token=token, number=ttl_ns)]
-        request = pb.RenewRequest(renewals=[pb.Renewal(holder=holder, ttl_ns=ttl_ns)])
+        return self.renew_many([(key, claim_id, token)], ttl_ns)[0]
+
+    def renew_many(self, leases: Sequence[Held], ttl_ns: int) -> list[str]:
+        """Renew leases; give the answers."""
+        request, ops = pb.RenewRequest(), []
+        for key, claim_id, token in leases:
+            holder = pb.Holder(key=key, claim_id=claim_id, token=token)
+            request.renewals.add(holder=holder, ttl_ns=ttl_ns)
+            ops.append(Op(0, key, "renew", 0, claim_id=claim_id, token=token, number=ttl_ns))
         self._call(self._stub.Renew, request, ops)
         self._recorder.note(ops)
-        return ops[0].answer
+        return [op.answer for op in ops]
 
     def reset(self, keys: list[bytes], max_revision: int) -> None:
         """Reset keys that did not change since."""

@@ -72,6 +72,10 @@ class Chaos:
         rng = self._world.rng
         self._world.schedule.at(rng.randrange(50, 1_200) * MS, self._act)
         rng.choices(self._harms, (0.3, 0.2, 0.5, 0.3, 1, 1, 2))[0]()
+        if self._world.misses(self._world.n_crashes):
+            self._crash()
+        if self._world.misses(self._world.n_expired):
+            self._kill()  # its leases run out
 
     def _nothing(self) -> None:
         """Leave them alone."""

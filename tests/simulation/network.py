@@ -121,8 +121,10 @@ class SimTransport:
     def _leave(self, outcome: Outcome, end: Message | TransportError) -> None:
         """Let a reply leave the server's machine."""
         world = self._world
-        if world.rng.random() < world.faults.lost_reply or self._worker.is_cut_off():
-            world.n_lost_replies += outcome.is_awaited and isinstance(end, Message)
+        counts = outcome.is_awaited and isinstance(end, Message)
+        is_lost = world.rng.random() < world.faults.lost_reply or self._worker.is_cut_off()
+        if is_lost or (counts and world.misses(world.n_lost_replies)):
+            world.n_lost_replies += counts
             return
         world.schedule.at(self._delay_ns(), partial(outcome.take, end))
 

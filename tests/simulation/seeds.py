@@ -32,7 +32,7 @@ class Tally:
     """
 
     seeds: int = 0
-    void: int = 0
+    void: list[int] = field(default_factory=list)
     events: int = 0
     commands: int = 0
     operations: int = 0
@@ -42,10 +42,11 @@ class Tally:
     cpu_s: float = 0.0
     violations: dict[int, Exception] = field(default_factory=dict)
 
-    def add(self, world: World) -> None:
-        """Count a world that has ended."""
+    def add(self, seed: int, world: World) -> None:
+        """Count the world of a seed, which has ended."""
         self.seeds += 1
-        self.void += world.is_void()
+        if world.is_void():
+            self.void.append(seed)
         self.events += world.schedule.n_events
         self.commands += world.n_commands
         self.operations += len(world.history)
@@ -56,7 +57,7 @@ class Tally:
     def __str__(self) -> str:
         rate = self.events / self.cpu_s if self.cpu_s else 0.0
         return (
-            f"{self.seeds} seeds, {self.void} void, {len(self.violations)} violations; "
+            f"{self.seeds} seeds, {len(self.void)} void, {len(self.violations)} violations; "
             f"{self.events} events ({rate:.0f} a second), {self.commands} commands, "
             f"{self.operations} requests answered, {self.crashes} crashes, "
             f"{self.lost_replies} lost replies, {self.expiries} expiries; {self.cpu_s:.1f} s"
@@ -92,7 +93,7 @@ def run_seeds(seeds: Iterable[int], *, stop_at_first: bool = False) -> Tally:
                 world.run()
             except Exception as error:  # noqa: BLE001 - a bug may break more than a promise
                 tally.violations[seed] = error
-            tally.add(world)
+            tally.add(seed, world)
             vars(world).clear()  # most of it is then freed at once, without a search for cycles
             if tally.seeds % 5 == 0:  # more garbage would not fit into the processor's cache
                 gc.collect()

@@ -31,8 +31,12 @@ N_WORKERS: Final = 3
 N_COMMANDS: Final = 300
 KEYS: Final = [b"k%02d" % number for number in range(20)]
 
-_MAX_COMMANDS: Final = 600
-_MAX_TIME_NS: Final = 300 * S
+PATIENCE: Final = 600
+"""After so many commands the chaos brings about what has not come by itself."""
+
+_MAX_COMMANDS: Final = 6_000
+_MAX_TIME_NS: Final = 3_000 * S
+"""A seed that goes on for longer is void."""
 
 
 class World:
@@ -94,6 +98,10 @@ class World:
         """Tell whether workers may rest."""
         is_done = self.n_commands >= N_COMMANDS and self._has_met_all()
         return is_done or self.n_commands >= _MAX_COMMANDS
+
+    def misses(self, n_times: int) -> bool:
+        """Tell whether what happened so often must be brought about, since it did not come."""
+        return not n_times and not self.is_ending and self.n_commands >= PATIENCE
 
     def _has_met_all(self) -> bool:
         return min(self.n_crashes, self.n_lost_replies, self.n_expired) > 0

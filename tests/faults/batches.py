@@ -20,7 +20,8 @@ N_CLIENTS: Final = 8
 N_SHARED: Final = 3_000
 N_AT_ONCE: Final = (20, 300)
 SHORT_TTL_NS: Final = 5_000_000
-SHARE_OF_SHORT: Final = 0.4
+N_SHORT: Final = 3
+"""So many clients let their leases run out."""
 LIMIT_S: Final = 300.0
 
 MIN_TAKEOVERS: Final = 100
@@ -31,7 +32,9 @@ MIN_REFUSED: Final = 1_000
 class BatchClient(threading.Thread):
     """A client that claims, renews, settles, looks and resets, many keys in one call."""
 
-    def __init__(self, address: str, recorder: Recorder, seed: int, n_ops: int) -> None:
+    def __init__(
+        self, address: str, recorder: Recorder, seed: int, n_ops: int, ttl_ns: int
+    ) -> None:
         """Prepare it; it ends once all clients have done so many operations."""
         super().__init__(daemon=True)
         self._address = address
@@ -39,7 +42,7 @@ class BatchClient(threading.Thread):
         self._rng = random.Random(seed)
         self._n_ops = n_ops
         # One for all its leases: the checker knows no renewal that changes the length.
-        self._ttl_ns = SHORT_TTL_NS if self._rng.random() < SHARE_OF_SHORT else LONG_TTL_NS
+        self._ttl_ns = ttl_ns
         self._held: list[Held] = []
         self._settled: list[Held] = []
 
@@ -103,7 +106,8 @@ def check_batches(address: str, seed: int, n_ops: int) -> Checked:
     recorder = Recorder()
     rng = random.Random(seed)
     clients = [
-        BatchClient(address, recorder, rng.randrange(2**32), n_ops) for _ in range(N_CLIENTS)
+        BatchClient(address, recorder, rng.randrange(2**32), n_ops, ttl_ns)
+        for ttl_ns in (*[SHORT_TTL_NS] * N_SHORT, *[LONG_TTL_NS] * (N_CLIENTS - N_SHORT))
     ]
     for client in clients:
         client.start()

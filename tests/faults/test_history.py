@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.faults.history import Op, ViolationError, check
+from tests.faults.traffic import Recorder
 
 A, B = b"a" * 16, b"b" * 16
 TTL = 1_000
@@ -213,3 +214,46 @@ def test_renewal_of_an_earlier_holder_counts_for_nobody_else() -> None:
             Op(5, b"k", "claim", 50, 60, 4, "GRANTED", A, 3, number=TTL),
         ]
     )
+
+
+def _too_many_unanswered(n_unanswered: int) -> list[Op]:
+    """Give claims without an answer that, in any subset, may have happened before a lookup."""
+    unanswered = [
+        Op(n, b"many", "claim", n, claim_id=b"%016d" % n, number=1)
+        for n in range(1, n_unanswered + 1)
+    ]
+    return [*unanswered, Op(99, b"many", "lookup", 10_000, 10_010, 5, "EXPIRED", token=5)]
+
+
+def test_undecided_operations_are_counted() -> None:
+    """A key for which more is possible than is followed is told as undecided, not passed.
+
+    The other keys are decided all the same, for better or worse.
+    """
+    many = _too_many_unanswered(40)
+    found = check([*GOOD, *many])
+    assert found.n_undecided == len(many)
+    recorder = Recorder()
+    recorder.note([*GOOD, *many])
+    with pytest.raises(AssertionError, match=f"{len(many)} operations are undecided"):
+        recorder.check()
+    with pytest.raises(ViolationError):
+        check([*PLANTED["another value"], *many])
+    assert check([*GOOD, *_too_many_unanswered(3)]).n_undecided == 0
+
+
+def test_settlement_in_one_call_has_one_of_its_revisions() -> None:
+    """A reset between the revisions of one call may or may not have seen the key's change."""
+    claims = [
+        Op(1, key, "claim", 10, 20, 2, "GRANTED", A, token, number=TTL, n_keys=2)
+        for token, key in enumerate((b"k", b"l"), 1)
+    ]
+    settled = [
+        Op(2, key, "complete", 30, 40, 4, "COMPLETED", A, token, n_keys=2)
+        for token, key in enumerate((b"k", b"l"), 1)
+    ]
+    for answer in ("KEPT", "RESET"):
+        revision = 4 if answer == "KEPT" else 5
+        check([*claims, *settled, Op(3, b"k", "reset", 50, 60, revision, answer, number=3)])
+    with pytest.raises(ViolationError):
+        check([*claims, *settled, Op(3, b"k", "reset", 50, 60, 4, "KEPT", number=4)])

@@ -16,6 +16,7 @@ import pytest
 from distlock_server.clock import ManualClock
 from distlock_server.engines.memory import MemoryEngine
 from tests.hermetic import ours, user_folders
+from tests.network import Network
 from tests.servers import InprocServer, ServerProcess, connect
 
 REPORT = "figure"
@@ -80,6 +81,12 @@ def cleanup() -> Iterator[ExitStack]:
     """Give a stack for what must be ended, also when the test fails."""
     with ExitStack() as stack:
         yield stack
+
+
+@pytest.fixture
+def network(cleanup: ExitStack) -> Network:
+    """Give a network that only this host reaches; needs root."""
+    return Network(cleanup)
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from distlock_server.failpoints import VARIABLE
 from tests.faults.power import Dropped, PowerCut
 from tests.faults.traffic import (
     Client,
@@ -73,6 +75,37 @@ def check_after_restart(server: ServerProcess, recorder: Recorder, token_before:
     check_counts(server.address)
     assert claim_new(server.address, recorder) > token_before, "a token was given out twice"
     recorder.check()
+
+
+def check_next_life(rig: Rig) -> None:
+    """Start a server after a crash, and check it against everything before."""
+    rig.server.environment = {}
+    token = rig.recorder.max_token
+    rig.server.start()
+    check_after_restart(rig.server, rig.recorder, token)
+
+
+def crash_at(rig: Rig, point: str, number: int, profile: Profile, rng: random.Random) -> int:
+    """Start a server that will crash at a point; check what was before; load it until it does."""
+    rig.server.environment = rig.power.environment() | {VARIABLE: f"{point}:{number}"}
+    token = rig.recorder.max_token
+    rig.server.start()
+    check_after_restart(rig.server, rig.recorder, token)
+    load = Load(rig.server, rig.recorder, profile, rng)
+    assert rig.server.wait(40) == -signal.SIGKILL, f"the server did not come to {point}"
+    return lose_power(rig, load, rng)
+
+
+def lose_power(rig: Rig, load: Load, rng: random.Random) -> int:
+    """Let the clients of a server that has ended end, and take away what it had not synced.
+
+    Returns:
+        How many operations came before.
+    """
+    load.end()
+    rig.recorder.server_is_dead()
+    rig.power.apply(rng)
+    return load.n_ops
 
 
 def cut_power(

@@ -20,8 +20,9 @@ import grpc
 
 from distlock_proto import lock_table_pb2 as pb
 from distlock_proto.lock_table_pb2_grpc import LockTableStub
-from tests.faults.processes import FakeTime, Network, PuppetProcess
+from tests.faults.processes import FakeTime, PuppetProcess
 from tests.faults.traffic import LONG_TTL_NS, Caller, Recorder
+from tests.network import Network
 from tests.other_client import until
 from tests.servers import ServerProcess, connect
 

@@ -18,7 +18,14 @@ import pytest
 
 import distlock_server
 from distlock_server.failpoints import POINTS, VARIABLE
-from tests.faults.crashes import Load, Rig, check_after_restart
+from tests.faults.crashes import (
+    Load,
+    Rig,
+    check_after_restart,
+    check_next_life,
+    crash_at,
+    lose_power,
+)
 from tests.faults.traffic import Profile
 
 PROFILES: Final = {
@@ -37,20 +44,6 @@ def test_every_point_is_in_the_code_once() -> None:
     assert len(POINTS) >= 20
 
 
-def crash_at(rig: Rig, point: str, number: int, profile: Profile, rng: random.Random) -> int:
-    """Start a server that will crash at a point; check what was before; load it until it does."""
-    rig.server.environment = rig.power.environment() | {VARIABLE: f"{point}:{number}"}
-    token = rig.recorder.max_token
-    rig.server.start()
-    check_after_restart(rig.server, rig.recorder, token)
-    load = Load(rig.server, rig.recorder, profile, rng)
-    assert rig.server.wait(40) == -signal.SIGKILL, f"the server did not come to {point}"
-    load.end()
-    rig.recorder.server_is_dead()
-    rig.power.apply(rng)
-    return load.n_ops
-
-
 @pytest.mark.parametrize("profile", PROFILES)
 def test_crashes_at_every_point(
     profile: str, shim: Path, tmp_path: Path, cleanup: ExitStack, report: Callable[[str], None]
@@ -64,10 +57,7 @@ def test_crashes_at_every_point(
         # The check before the load passes the points of a group a few times.
         number = rng.randint(1, 3) if point.startswith("upload.") else rng.randint(12, 60)
         n_ops += crash_at(rig, point, number, PROFILES[profile], rng)
-    rig.server.environment = {}
-    token = rig.recorder.max_token
-    rig.server.start()
-    check_after_restart(rig.server, rig.recorder, token)
+    check_next_life(rig)
     checked = rig.recorder.check()
     report(
         f"crashes at {len(UNDER_LOAD)} points ({profile}): {n_ops} operations, "
@@ -107,10 +97,5 @@ def test_crash_at_the_end(point: str, shim: Path, tmp_path: Path, cleanup: ExitS
     load = Load(rig.server, rig.recorder, PROFILES["short leases"], rng)
     rig.recorder.await_ops(60)
     assert rig.server.terminate() == -signal.SIGKILL
-    load.end()
-    rig.recorder.server_is_dead()
-    rig.power.apply(rng)
-    rig.server.environment = {}
-    token = rig.recorder.max_token
-    rig.server.start()
-    check_after_restart(rig.server, rig.recorder, token)
+    lose_power(rig, load, rng)
+    check_next_life(rig)

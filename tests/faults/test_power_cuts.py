@@ -17,7 +17,14 @@ from typing import Final
 import grpc
 import pytest
 
-from tests.faults.crashes import Load, Rig, check_after_restart, cut_power
+from tests.faults.crashes import (
+    Load,
+    Rig,
+    check_after_restart,
+    check_next_life,
+    cut_power,
+    lose_power,
+)
 from tests.faults.history import ViolationError
 from tests.faults.traffic import Profile
 
@@ -65,10 +72,8 @@ def run_cuts(rig: Rig, seed: int, n_cuts: int) -> Figures:
     for number in range(n_cuts):
         profile = PROFILES[number % len(PROFILES)]
         dropped, n_ops = cut_power(rig.server, rig.power, rig.recorder, profile, rng)
-        token = rig.recorder.max_token
         try:
-            rig.server.start()
-            check_after_restart(rig.server, rig.recorder, token)
+            check_next_life(rig)
         except (AssertionError, ViolationError) as error:
             raise AssertionError(f"FAULT_SEED={seed}, cut {number}: {error}") from error
         rig.server.kill()
@@ -148,12 +153,7 @@ def fail_sync(rig: Rig, rng: random.Random) -> int:
     rig.recorder.await_ops(rng.randint(50, 300))
     rig.power.eio.touch()
     assert rig.server.wait(30) == 1
-    load.end()
-    rig.recorder.server_is_dead()
-    rig.power.apply(rng)
-    rig.server.environment = {}
-    token = rig.recorder.max_token
-    rig.server.start()
-    check_after_restart(rig.server, rig.recorder, token)
+    n_ops = lose_power(rig, load, rng)
+    check_next_life(rig)
     rig.server.kill()
-    return load.n_ops
+    return n_ops

@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,15 +20,30 @@ from run_once.channel import GrpcTransport, TransportError
 from run_once.client import LockClient, RetryPolicy, Settlement
 from run_once.errors import LimitError, ServerUnavailableError
 from run_once.lease import LeaseKeeper
+from tests.other_client import until
 from tests.servers import InprocServer, ServerProcess
 
 WAITING = """
-import sys
+import sys, threading, time
 from run_once.channel import GrpcTransport
 from run_once.client import LockClient
 client = LockClient(GrpcTransport(sys.argv[1]))
 client.claim([b"a"], ttl_s=600)
-print("waiting", flush=True)
+
+def is_inside():
+    frame = sys._current_frames()[threading.main_thread().ident]
+    files = set()
+    while frame:
+        files.add(frame.f_code.co_filename)
+        frame = frame.f_back
+    return any(file.endswith("retrying.py") for file in files)
+
+def tell():
+    while not is_inside():
+        time.sleep(0.001)
+    print("waiting", flush=True)
+
+threading.Thread(target=tell).start()
 try:
     if sys.argv[2] == "wait":
         client.wait([b"a"], 500)
@@ -167,7 +183,6 @@ def test_interrupt(what: str, server: ServerProcess) -> None:
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == "waiting\n"
-        time.sleep(0.5)  # it is inside of the call by then, or will be interrupted before it
         before_s = time.monotonic()
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=30)
@@ -194,7 +209,8 @@ def test_close_ends_calls(inproc_server: InprocServer) -> None:
 
     thread = threading.Thread(target=park)
     thread.start()
-    time.sleep(0.2)
+    waits: Any = inproc_server.server._waits
+    until(lambda: bool(waits._parked))
     transport.close()
     thread.join(30)
     assert errors == ["CANCELLED"]

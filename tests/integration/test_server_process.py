@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from distlock_proto import legacy_pb2
 from distlock_proto import lock_table_pb2 as pb
 from distlock_proto.legacy_pb2_grpc import LockManagerServiceStub
 from distlock_proto.lock_table_pb2_grpc import LockTableStub
+from tests.network import Network
 from tests.servers import ServerProcess, await_health, connect
 
 Start = Callable[..., ServerProcess]
@@ -131,9 +133,15 @@ def test_database_of_another_kind(start_server: Start) -> None:
     assert info.engine == "rocksdb"
 
 
-def test_other_interfaces_are_warned_about(start_server: Start) -> None:
+@pytest.mark.needs_root
+def test_other_interfaces_are_warned_about(
+    network: Network, tmp_path: Path, cleanup: ExitStack
+) -> None:
     """With --insecure, listening for other machines warns once that there is no authentication."""
-    server = start_server("--host=0.0.0.0", "--insecure")
+    server = ServerProcess(tmp_path / "server", "--host=0.0.0.0", "--insecure")
+    server.command_prefix, server.host = network.prefix, network.guest
+    cleanup.callback(server.close)
+    server.start()
     assert server.log.count("no authentication") == 1
     assert "Server listening on 0.0.0.0:" in server.log
 

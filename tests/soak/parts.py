@@ -20,12 +20,12 @@ from typing import Final, NamedTuple, TypeAlias
 import pytest
 
 from tests.faults.batches import check_batches
-from tests.faults.crashes import Rig, check_after_restart
+from tests.faults.crashes import Rig, check_next_life, crash_at
 from tests.faults.power import build_shim
 from tests.faults.process_faults import SCENARIOS
 from tests.faults.test_corruption import Written, flip_often
 from tests.faults.test_failpoints import PROFILES as CRASH_PROFILES
-from tests.faults.test_failpoints import UNDER_LOAD, crash_at
+from tests.faults.test_failpoints import UNDER_LOAD
 from tests.faults.test_power_cuts import fail_sync, run_cuts
 from tests.servers import ServerProcess
 from tests.simulation.planted_bugs import BUGS, MAX_SEEDS, PAGE, find, known_seeds
@@ -117,10 +117,7 @@ def crash(rig: Rig, seed: int) -> Counter[str]:
     for point in rng.sample(UNDER_LOAD, N_CRASHES):
         number = rng.randint(1, 6) if point.startswith("upload.") else rng.randint(12, 120)
         n_ops += crash_at(rig, point, number, rng.choice(list(CRASH_PROFILES.values())), rng)
-    rig.server.environment = {}
-    token = rig.recorder.max_token
-    rig.server.start()
-    check_after_restart(rig.server, rig.recorder, token)
+    check_next_life(rig)
     return Counter(tried=N_CRASHES, operations=n_ops, noticed=N_CRASHES)
 
 
@@ -183,7 +180,10 @@ def suite(arguments: Sequence[str], folder: Path, seed: int) -> Counter[str]:
 
 
 SECURITY: Final = (
-    "tests/integration/test_security.py",
+    "tests/integration/test_security_2021.py",
+    "tests/integration/test_security_command.py",
+    "tests/integration/test_security_tls.py",
+    "tests/integration/test_security_tokens.py",
     "tests/unit/test_access.py",
     "tests/unit/test_auth.py",
     "tests/unit/test_result_frames.py",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from distlock_proto.lock_table_pb2_grpc import LockTableStub
@@ -96,14 +97,20 @@ class BatchClient(threading.Thread):
         return list({one[0]: one for one in drawn}.values())
 
 
-def check_batches(address: str, seed: int, n_ops: int) -> Checked:
+def check_batches(address: str, seed: int, n_ops: int, place: Path) -> Checked:
     """Do so many operations on a fresh server at least, and check their history.
+
+    Args:
+        address: The server's.
+        seed: Of what the clients choose.
+        n_ops: So many.
+        place: Takes the history if it is impossible.
 
     Raises:
         ViolationError: No correct server can have answered so.
         AssertionError: A key was left undecided, or the run could not have failed.
     """
-    recorder = Recorder()
+    recorder = Recorder(place)
     rng = random.Random(seed)
     clients = [
         BatchClient(address, recorder, rng.randrange(2**32), n_ops, ttl_ns)

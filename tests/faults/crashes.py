@@ -30,7 +30,7 @@ class Rig:
     def __init__(self, folder: Path, shim: Path, *arguments: str) -> None:
         self.server = ServerProcess(folder / "server", *arguments)
         self.power = PowerCut(folder / "server", shim, folder / "recording")
-        self.recorder = Recorder()
+        self.recorder = Recorder(folder / "history")
 
 
 class Load:

@@ -257,3 +257,17 @@ def test_settlement_in_one_call_has_one_of_its_revisions() -> None:
         check([*claims, *settled, Op(3, b"k", "reset", 50, 60, revision, answer, number=3)])
     with pytest.raises(ViolationError):
         check([*claims, *settled, Op(3, b"k", "reset", 50, 60, 4, "KEPT", number=4)])
+
+
+def test_who_saw_a_revision_may_stand_for_who_made_it() -> None:
+    """Two resets of one key that saw one revision: either may have done it, with its other key."""
+    check(
+        [
+            Op(1, b"k", "claim", 10, 20, 2, "GRANTED", A, 1, number=TTL, n_keys=2),
+            Op(1, b"m", "claim", 10, 20, 2, "GRANTED", A, 2, number=TTL, n_keys=2),
+            Op(2, b"m", "reset", 40, 60, 4, "RESET", number=2, n_keys=2),
+            Op(2, b"j", "reset", 40, 60, 4, "RESET", number=2, n_keys=2),
+            Op(3, b"k", "reset", 45, 55, 4, "RESET", number=2, n_keys=2),
+            Op(3, b"m", "reset", 45, 55, 4, "RESET", number=2, n_keys=2),
+        ]
+    )

@@ -9,13 +9,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import grpc
 
 from distlock_proto import lock_table_pb2 as pb
 from distlock_proto.lock_table_pb2_grpc import LockTableStub
-from tests.faults.history import NEVER, Checked, Op, check
+from tests.faults.history import NEVER, Checked, Op, ViolationError, check
 from tests.servers import connect
 
 LONG_TTL_NS: Final = 600 * 10**9
@@ -54,8 +55,9 @@ class Profile(NamedTuple):
 class Recorder:
     """The history of all clients, and the values that were sent."""
 
-    def __init__(self) -> None:
-        """Start with nothing."""
+    def __init__(self, place: Path | None = None) -> None:
+        """Start with nothing; a history that is impossible is written to `place`."""
+        self._place = place
         self.ops: list[Op] = []
         self.large: dict[tuple[bytes, int], bytes] = {}
         self.errors: list[BaseException] = []
@@ -104,7 +106,12 @@ class Recorder:
 
     def check(self) -> Checked:
         """Check the history; a key that is left undecided fails as well."""
-        checked = check(self.ops)
+        try:
+            checked = check(self.ops)
+        except ViolationError:
+            if self._place is not None:
+                self._place.write_text("".join(f"{op}\n" for op in self.ops), encoding="utf-8")
+            raise
         assert checked.n_undecided == 0, f"{checked.n_undecided} operations are undecided"
         return checked
 

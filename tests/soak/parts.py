@@ -161,7 +161,7 @@ def linearize(folder: Path, seed: int) -> Counter[str]:
     with ExitStack() as cleanup:
         cleanup.callback(server.close)
         server.start()
-        checked = check_batches(server.address, seed, N_BATCHED)
+        checked = check_batches(server.address, seed, N_BATCHED, folder / "history")
     return Counter(tried=1, operations=checked.n_ops, undecided=checked.n_undecided)
 
 

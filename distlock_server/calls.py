@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 from distlock_server.failpoints import reach
 from distlock_server.group import Group
 from distlock_server.limits import MAX_QUEUED_KEYS, MAX_QUEUED_REQUESTS, OverloadError
-from distlock_server.pending import Pending, Watch
+from distlock_server.pending import Pending, Rank, Watch
 from distlock_server.space import Space
 from distlock_server.table import Table
 
@@ -69,8 +69,25 @@ class LoopNotify:
                 cast("Callable[[object], None]", item.context)(item)
 
 
+class _Load:
+    """What is under way.
+
+    Attributes:
+        n_requests: Requests.
+        n_keys: Keys of those.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.n_requests = 0
+        self.n_keys = 0
+
+
 class Calls:
-    """Requests on their way through the table, bounded in number."""
+    """Requests on their way through the table, bounded in number.
+
+    Each rank is counted by itself: claims that fill their bound keep no renewal out.
+    """
 
     def __init__(
         self,
@@ -85,25 +102,25 @@ class Calls:
         Args:
             table: The table.
             space: The free space for changes. None: there is no limit.
-            max_requests: Requests under way at once.
+            max_requests: Requests of one rank under way at once.
             max_keys: Keys of those, taken together.
         """
         self._table = table
         self._space = space or Space()
         self._max_requests = max_requests
         self._max_keys = max_keys
-        self._n_requests = 0
-        self._n_keys = 0
+        self._loads = {rank: _Load() for rank in Rank}
 
     async def run(
-        self, keys: Sequence[bytes], run: Callable[[Group], T], *, ends_leases: bool = False
+        self, keys: Sequence[bytes], run: Callable[[Group], T], *, rank: Rank = Rank.OTHER
     ) -> T:
         """Run a function in the committer and await its answer.
 
         Args:
             keys: The keys it touches.
             run: See `Table.submit`.
-            ends_leases: It renews or ends leases: allowed also with little space.
+            rank: What it does: renewals and the ends of leases go first under load, and go on with
+                little space.
 
         Returns:
             What it returned, once everything that rests on it is on disk.
@@ -112,22 +129,24 @@ class Calls:
             OverloadError: Too much is waiting, or the disk is nearly full; nothing was changed.
             Exception: What the function raised, or `Table.submit` lists.
         """
-        if self._n_requests >= self._max_requests or self._n_keys >= self._max_keys:
+        load = self._loads[rank]
+        if load.n_requests >= self._max_requests or load.n_keys >= self._max_keys:
             raise OverloadError(
-                f"the server is overloaded: {self._n_requests} requests with {self._n_keys} keys "
+                f"the server is overloaded: {load.n_requests} requests with {load.n_keys} keys "
                 "are waiting; try again in a second"
             )
         done: asyncio.Future[Pending[T]] = asyncio.get_running_loop().create_future()
 
         def take(pending: Pending[T]) -> None:
-            self._n_requests -= 1
-            self._n_keys -= len(keys)
+            load.n_requests -= 1
+            load.n_keys -= len(keys)
             if not done.done():  # cancelled: the caller is gone, the change stands
                 done.set_result(pending)
 
-        self._n_requests += 1
-        self._n_keys += len(keys)
-        self._table.submit(keys, self._space.guarded(run, ends_leases=ends_leases), take)
+        load.n_requests += 1
+        load.n_keys += len(keys)
+        guarded = self._space.guarded(run, ends_leases=rank is not Rank.OTHER)
+        self._table.submit(keys, guarded, take, rank=rank)
         answered = await done
         reach("reply.made")
         return answered.result()

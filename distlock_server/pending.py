@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -14,12 +15,24 @@ class TableClosedError(Exception):
     """The table is shutting down; ask again, the server may come back."""
 
 
+class TableRunningError(Exception):
+    """A group is run just now, and nothing else can be done at once; ask again in a moment."""
+
+
 class StorageError(Exception):
     """The disk refused a write; its outcome is unknown, and the server must end."""
 
 
 class ContendedError(Exception):
     """Other servers kept changing the same keys."""
+
+
+class Rank(enum.IntEnum):
+    """What a request does, in the order in which the committer takes what waits."""
+
+    RENEWAL = 0
+    ENDING = 1
+    OTHER = 2
 
 
 class Pending(Generic[T]):
@@ -31,15 +44,24 @@ class Pending(Generic[T]):
         error: What went wrong instead; None if nothing did.
         revision: The store revision its answer rests on.
         context: The submitter's own, untouched.
+        rank: Who goes first; see `queues.py`.
     """
 
-    __slots__ = ("context", "error", "keys", "lost_swaps", "revision", "run", "value")
+    __slots__ = ("context", "error", "keys", "lost_swaps", "rank", "revision", "run", "value")
 
-    def __init__(self, keys: Sequence[bytes], run: Callable[[Group], T], context: object) -> None:
+    def __init__(
+        self,
+        keys: Sequence[bytes],
+        run: Callable[[Group], T],
+        context: object,
+        *,
+        rank: Rank,
+    ) -> None:
         """Make a request; see `Table.submit`."""
         self.keys = keys
         self.run = run
         self.context = context
+        self.rank = rank
         self.value: T | None = None
         self.error: BaseException | None = None
         self.revision = 0

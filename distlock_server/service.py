@@ -31,6 +31,7 @@ from distlock_server.messages import (
     present_state,
     result_messages,
 )
+from distlock_server.pending import Rank, TableRunningError
 from distlock_server.results import Results
 from distlock_server.state import Complete, Fail, Held, Record, Release, Storage
 from distlock_server.status import Activity, guarded
@@ -43,6 +44,10 @@ T = TypeVar("T")
 
 _KEYS_PER_TURN: Final = 2_000
 """Keys handled before other requests get a turn on the event loop."""
+
+_RENEW_PAUSE_S: Final = 0.002
+_RENEW_TRIES: Final = 500
+"""While a group runs a renewal is tried so often, with this pause, before it is queued."""
 
 _PAGE_PIECE: Final = 500
 """Records read at once for a page: a piece with large values stays small enough to hold."""
@@ -132,7 +137,7 @@ class LockTableService(pb_grpc.LockTableServicer):
         now_ns, revision = self._clock.now_ns(), self._table.revision
         if queued:
             again = [commands[place] for place in queued]
-            answers = await self._apply(again, ends_leases=True)
+            answers = await self._apply(again, Rank.RENEWAL)
             for place, item in zip(queued, answers.items, strict=True):
                 items[place] = item
             now_ns, revision = answers.now_ns, answers.revision
@@ -149,11 +154,22 @@ class LockTableService(pb_grpc.LockTableServicer):
         """Renew what needs no write; None for what must be queued."""
         items: list[Item | None] = []
         for key, command in commands:
-            done = self._table.try_renew(key, command)
+            done = await self._renew_one(key, command)
             items.append(None if done is None else Item(done[0].answer, done[1]))
             if len(items) % _KEYS_PER_TURN == 0:
                 await asyncio.sleep(0)
         return items
+
+    async def _renew_one(
+        self, key: bytes, command: state.Renew
+    ) -> tuple[state.Outcome, Record] | None:
+        """Renew without the committer; wait for the group that it runs, not for one it writes."""
+        for _ in range(_RENEW_TRIES):
+            try:
+                return self._table.try_renew(key, command)
+            except TableRunningError:
+                await asyncio.sleep(_RENEW_PAUSE_S)
+        return None
 
     @guarded
     async def Settle(self, request: pb.SettleRequest) -> pb.SettleReply:
@@ -163,7 +179,7 @@ class LockTableService(pb_grpc.LockTableServicer):
         for key, command in commands:
             if isinstance(command, Complete) and command.result.storage is Storage.SERVER:
                 await self._results.require(key, command)
-        answers = await self._apply(commands, ends_leases=True)
+        answers = await self._apply(commands, Rank.ENDING)
         return pb.SettleReply(
             states=answer_states(answers.items, answers.now_ns),
             lost_states=lost_states(answers.items, answers.now_ns),
@@ -171,11 +187,11 @@ class LockTableService(pb_grpc.LockTableServicer):
         )
 
     async def _apply(
-        self, commands: Sequence[tuple[bytes, batch.Change]], *, ends_leases: bool = False
+        self, commands: Sequence[tuple[bytes, batch.Change]], rank: Rank = Rank.OTHER
     ) -> Items:
         keys = [key for key, _ in commands]
         run = partial(batch.apply_each, commands=commands)
-        return await self._calls.run(keys, run, ends_leases=ends_leases)
+        return await self._calls.run(keys, run, rank=rank)
 
     # -- reading ----------------------------------------------------------------------------------
 

@@ -5,14 +5,14 @@ share one synced write, and no reply of the group leaves before it: a negative a
 a change of the same group waits for the disk as well. Renewals that need no write are answered
 between two writes without waiting for either (`try_renew`).
 
-Locking: the store's mutex also guards the queue, the watches and the flags. It is held while a
-group runs and while its outcome is taken over, never during I/O.
+Locking: the store's mutex is held while a group runs and while its outcome is taken over, never
+during I/O. A large group runs for long, so the event loop never waits for it: the queue and the
+flags have a lock of their own, the watches another, and `try_renew` asks once.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -24,10 +24,13 @@ from distlock_server.pending import (
     ContendedError,
     Notify,
     Pending,
+    Rank,
     StorageError,
     TableClosedError,
+    TableRunningError,
     Watch,
 )
+from distlock_server.queues import Queue
 from distlock_server.state import (
     Answer,
     Held,
@@ -70,11 +73,13 @@ class Table:
         self._clock = clock
         self._notify = notify
         self._mutex = self._store.mutex
-        self._ready = threading.Condition(self._mutex)
-        self._queue: deque[Pending[Any]] = deque()
-        self._watches: dict[bytes, set[Watch]] = {}
+        self._ready = threading.Condition(threading.Lock())
+        # Guarded by _ready: the queue, and whether the table is closing or dead.
+        self._queue = Queue()
         self._closing = False
         self._dead: BaseException | None = None
+        self._watching = threading.Lock()
+        self._watches: dict[bytes, set[Watch]] = {}
         self._thread: threading.Thread | None = None
 
     # -- what requests come through ---------------------------------------------------------------
@@ -110,7 +115,12 @@ class Table:
         return self._store.database_id
 
     def submit(
-        self, keys: Sequence[bytes], run: Callable[[Group], T], context: object = None
+        self,
+        keys: Sequence[bytes],
+        run: Callable[[Group], T],
+        context: object = None,
+        *,
+        rank: Rank = Rank.OTHER,
     ) -> Pending[T]:
         """Queue a request.
 
@@ -120,16 +130,17 @@ class Table:
                 be called again (another server changed a key first). If it raises, nothing it did
                 is kept, and the error goes to this request alone.
             context: Handed back with the answer.
+            rank: What it does: who renews goes first; see `queues.py`.
 
         Returns:
             The request; `Notify.answered` is called when it is answered.
         """
-        pending = Pending(keys, run, context)
+        pending = Pending(keys, run, context, rank=rank)
         with self._ready:
             if self._closing or self._dead is not None:
                 pending.error = self._refusal()
             else:
-                self._queue.append(pending)
+                self._queue.put(pending)
                 self._ready.notify()
                 return pending
         self._notify.answered([pending])
@@ -141,37 +152,48 @@ class Table:
         Returns:
             The outcome and the key's present state; None if the renewal must be queued: the key is
             being written, or the change is to be stored, or the key is not known to be held.
+
+        Raises:
+            TableRunningError: A group is run just now; ask again in a moment.
         """
         if self._store.engine.shared:
             return None
-        with self._mutex:
-            slot = self._store.held.get(key)
-            if slot is None or key in self._store.writing:
-                return None
-            if self._closing or self._dead is not None:
-                # Which leases are stored as expired may be settled already: promise no more time.
-                return None
-            now_ns = self._clock.now_ns()
-            after, outcome = step(slot.record, command, Stamp(now_ns, 0, 0, 0))
-            if is_stored_change(slot.record, after) or is_stored_as_expired(slot.raw):
-                return None
-            if outcome.answer is Answer.RENEWED:
-                self._store.held[key] = Slot(after, slot.raw)
-            return outcome, after
+        if not self._mutex.acquire(blocking=False):
+            raise TableRunningError
+        try:
+            return self._renew(key, command)
+        finally:
+            self._mutex.release()
+
+    def _renew(self, key: bytes, command: Renew) -> tuple[Outcome, Record] | None:
+        """Be `try_renew`; the mutex is held."""
+        slot = self._store.held.get(key)
+        if slot is None or key in self._store.writing:
+            return None
+        if self._closing or self._dead is not None:
+            # Which leases are stored as expired may be settled already: promise no more time.
+            return None
+        now_ns = self._clock.now_ns()
+        after, outcome = step(slot.record, command, Stamp(now_ns, 0, 0, 0))
+        if is_stored_change(slot.record, after) or is_stored_as_expired(slot.raw):
+            return None
+        if outcome.answer is Answer.RENEWED:
+            self._store.held[key] = Slot(after, slot.raw)
+        return outcome, after
 
     # -- waiting ----------------------------------------------------------------------------------
 
     def watch(self, keys: Sequence[bytes], context: object) -> Watch:
         """Ask to be told (`Notify.changed`) when a key leaves its lease, or gets a shorter one."""
         watch = Watch(keys, context)
-        with self._mutex:
+        with self._watching:
             for key in keys:
                 self._watches.setdefault(key, set()).add(watch)
         return watch
 
     def unwatch(self, watch: Watch) -> None:
         """End a watch; ending it twice is no error."""
-        with self._mutex:
+        with self._watching:
             for key in watch.keys:
                 watchers = self._watches.get(key)
                 if watchers is not None:
@@ -196,6 +218,8 @@ class Table:
         if self._thread is not None:
             self._thread.join()
         self._refuse_queued()
+        with self._mutex:
+            pass  # a renewal that did not see the flag is over now
         if self._dead is None and not self._store.engine.shared:
             self._store.store_expired()
         reach("end.stored")
@@ -208,8 +232,8 @@ class Table:
         Returns:
             Whether there was anything to do.
         """
-        with self._mutex:
-            batch = self._take_batch()
+        with self._ready:
+            batch = self._queue.take(MAX_GROUP_KEYS)
         if batch:
             reach("group.taken")
             self._run_batch(batch)
@@ -231,16 +255,6 @@ class Table:
             while not self._queue and not self._closing and self._store.is_counted:
                 self._ready.wait()
             return not self._closing
-
-    def _take_batch(self) -> list[Pending[Any]]:
-        batch: list[Pending[Any]] = []
-        n_keys = 0
-        while self._queue and n_keys < MAX_GROUP_KEYS:
-            n_keys += len(self._queue[0].keys)
-            if batch and n_keys > MAX_GROUP_KEYS:
-                break
-            batch.append(self._queue.popleft())
-        return batch
 
     def _run_batch(self, batch: list[Pending[Any]]) -> None:
         try:
@@ -303,7 +317,8 @@ class Table:
         return lost
 
     def _take_over(self, slots: dict[bytes, Slot], lost: set[bytes]) -> list[Watch]:
-        watches: dict[Watch, None] = {}
+        """Take over what was written; give the watches of which a key left its lease."""
+        ended: list[bytes] = []
         for key, slot in slots.items():
             if key in lost:
                 continue
@@ -315,8 +330,10 @@ class Table:
                     continue
             else:
                 self._store.held.pop(key, None)
-            watches.update(dict.fromkeys(self._watches.get(key, ())))
-        return list(watches)
+            ended.append(key)
+        with self._watching:
+            found = [watch for key in ended for watch in self._watches.get(key, ())]
+        return list(dict.fromkeys(found))
 
     def _sort_out_lost(self, batch: list[Pending[Any]], lost: set[bytes]) -> list[Pending[Any]]:
         """Queue the requests again that touched a lost key; return the others.
@@ -336,7 +353,7 @@ class Table:
                 pending.error = None
                 again.append(pending)
         with self._ready:
-            self._queue.extendleft(reversed(again))
+            self._queue.put_back(again)
         return answered
 
     # -- ending badly -----------------------------------------------------------------------------
@@ -352,14 +369,13 @@ class Table:
         self._notify.answered(batch)
 
     def _refuse_queued(self) -> None:
-        with self._mutex:
-            left = list(self._queue)
-            self._queue.clear()
+        with self._ready:
+            left = self._queue.clear()
         if left:
             self._fail(left, self._refusal())
 
     def _die(self, error: BaseException) -> None:
-        with self._mutex:
+        with self._ready:
             self._dead = error
         self._refuse_queued()
         self._notify.died(error)

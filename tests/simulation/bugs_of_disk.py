@@ -9,6 +9,7 @@ import pytest
 from distlock_server import codec, group, state, store
 from distlock_server.engines.base import Meta
 from distlock_server.group import Counters, Group
+from distlock_server.queues import Queue
 from distlock_server.store import Store
 from distlock_server.table import Table
 
@@ -26,18 +27,18 @@ def tokens_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reply_before_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     """A group is answered before it is written."""
-    take, write = Table._take_batch, Table._write
+    take, write = Queue.take, Table._write
     taken: list[Any] = []
 
-    def take_batch(self: Table) -> list[Any]:
-        taken[:] = take(self)
+    def take_batch(self: Queue, max_keys: int) -> list[Any]:
+        taken[:] = take(self, max_keys)
         return list(taken)
 
     def reply_and_write(self: Table, *args: Any) -> set[bytes]:
         self._notify.answered(list(taken))
         return write(self, *args)
 
-    monkeypatch.setattr(Table, "_take_batch", take_batch)
+    monkeypatch.setattr(Queue, "take", take_batch)
     monkeypatch.setattr(Table, "_write", reply_and_write)
 
 

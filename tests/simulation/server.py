@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from distlock_proto import lock_table_pb2 as pb
 from distlock_server.calls import Calls
 from distlock_server.group import Group
-from distlock_server.pending import Pending, Watch
+from distlock_server.pending import Pending, Rank, Watch
 from distlock_server.service import LockTableService
 from distlock_server.status import Activity
 from distlock_server.table import Table
@@ -33,10 +33,15 @@ class SimTable(Table):
     on_submit: Callable[[Pending[Any]], None]
 
     def submit(
-        self, keys: Sequence[bytes], run: Callable[[Group], T], context: object = None
+        self,
+        keys: Sequence[bytes],
+        run: Callable[[Group], T],
+        context: object = None,
+        *,
+        rank: Rank = Rank.OTHER,
     ) -> Pending[T]:
         """Queue a request."""
-        pending = super().submit(keys, run, context)
+        pending = super().submit(keys, run, context, rank=rank)
         self.on_submit(pending)
         return pending
 
@@ -210,7 +215,8 @@ class SimServer:
         for pending in answered:
             self.unanswered.pop(id(pending), None)
             cast("Callable[[object], None]", pending.context)(pending)
-        self._drive()
+            # One by one: replies leave in the order in which the table ran their requests.
+            self._drive()
 
     def _drive(self) -> None:
         """Let handlers go on that can."""

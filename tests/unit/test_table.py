@@ -12,7 +12,7 @@ import pytest
 from distlock_server import batch, state
 from distlock_server.codec import CodecError, Kind
 from distlock_server.engines.base import EngineError
-from distlock_server.pending import StorageError, TableClosedError
+from distlock_server.pending import Rank, StorageError, TableClosedError
 from distlock_server.state import Answer, Held
 from tests.stepped_table import ID, OTHER, TTL, Setup
 
@@ -68,6 +68,19 @@ def test_large_requests_go_alone(setup: Setup, monkeypatch: pytest.MonkeyPatch) 
     while setup.table.step_once():
         pass
     assert [len(group) for group in setup.told.groups] == [2, 1, 1, 1]
+
+
+def test_renewals_do_not_wait_for_claims(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many claims wait, a renewal that must be written is in the next group."""
+    monkeypatch.setattr("distlock_server.table.MAX_GROUP_KEYS", 4)
+    token = setup.hold(b"a", ahead=True)
+    claims = [setup.claim(b"%d" % number) for number in range(20)]
+    renew = [(b"a", state.Renew(ID, token, TTL, started=True))]
+    renewal = setup.table.submit(
+        [b"a"], partial(batch.apply_each, commands=renew), rank=Rank.RENEWAL
+    )
+    setup.table.step_once()
+    assert setup.told.groups[-1] == [renewal, *claims[:3]]
 
 
 def test_a_request_that_raises_stands_alone(setup: Setup) -> None:

@@ -219,7 +219,14 @@ def _guarded(handler: Any, admit: Callable[[Any], Awaitable[None]]) -> Any:
             return await handler.unary_unary(request, context)
 
         return grpc.unary_unary_rpc_method_handler(answer, **codec)
-    assert handler.stream_stream, "no method of ours streams one way only"
+    if handler.stream_unary:  # as `Admission` gives: refused before the request is read
+
+        async def read_and_answer(requests: Any, context: Any) -> Any:
+            await admit(context)
+            return await handler.stream_unary(requests, context)
+
+        return grpc.stream_unary_rpc_method_handler(read_and_answer, **codec)
+    assert handler.stream_stream, "no method of ours answers with a stream to one request"
 
     async def stream(requests: Any, context: Any) -> AsyncIterator[Any]:
         await admit(context)

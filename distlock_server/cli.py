@@ -37,6 +37,9 @@ SIGNAL_LOOK_S: Final = 0.2
 HARD_EXIT_S: Final = 4.5
 """After SIGTERM the process is gone so soon, whatever hangs: what was acknowledged is on disk."""
 
+_LAST_WORDS_S: Final = 0.2
+"""How long the sentence that says so may take to be written."""
+
 _DEATH_FLUSH_S: Final = 0.5
 """How long the last replies may take to leave when the storage has failed."""
 
@@ -154,11 +157,13 @@ def run(options: Options) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     ends: queue.SimpleQueue[object] = queue.SimpleQueue()
     _end_on_signals(ends)
-    from distlock_server.engines.base import EngineError  # noqa: PLC0415 - for a quick --help
+    from distlock_server import files  # noqa: PLC0415 - for a quick --help
+    from distlock_server.engines.base import EngineError  # noqa: PLC0415
     from distlock_server.security import SecurityError, prepare  # noqa: PLC0415
     from distlock_server.server import Idle, ServeError  # noqa: PLC0415
 
     try:
+        files.raise_limit()
         wanted = _wanted(options)
         security = prepare(wanted)
         with contextlib.ExitStack() as cleanup:
@@ -333,8 +338,20 @@ def _first(ends: queue.SimpleQueue[object]) -> object:
 
 def _exit_late() -> None:
     time.sleep(HARD_EXIT_S)
-    logger.warning("not all requests finished within %s s: exiting all the same", HARD_EXIT_S)
-    _exit(0)
+    # Whoever reads stderr may hang as well.
+    say = threading.Thread(target=_say_late, daemon=True)
+    say.start()
+    say.join(_LAST_WORDS_S)
+    os._exit(0)
+
+
+def _say_late() -> None:
+    logger.warning(
+        "not all requests finished within %s s, the disk may be hanging: exiting all the same; "
+        "what was acknowledged is stored",
+        HARD_EXIT_S,
+    )
+    sys.stderr.flush()
 
 
 def _configure_logging(level: str) -> None:

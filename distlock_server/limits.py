@@ -51,10 +51,25 @@ MAX_PAGE_KEYS: Final = 10_000
 """Keys in one page of a list."""
 
 MAX_QUEUED_REQUESTS: Final = 20_000
-"""Requests that wait for the committer at once."""
+"""Requests that wait for the committer at once; as many again that renew or end leases."""
 
 MAX_QUEUED_KEYS: Final = 1_000_000
-"""Keys of those requests, taken together."""
+"""Keys of those requests, taken together; as many again likewise."""
+
+MAX_REQUEST_BYTES: Final = 256 << 20
+"""Bytes of requests under way at once, but for those of the next three."""
+
+MAX_RENEWAL_BYTES: Final = 128 << 20
+"""Bytes of renewals under way."""
+
+MAX_SETTLEMENT_BYTES: Final = 256 << 20
+"""Bytes of settlements under way."""
+
+MAX_WAIT_BYTES: Final = 128 << 20
+"""Bytes of waits under way."""
+
+MAX_UNREAD_BYTES: Final = 512 << 20
+"""Bytes of replies that are made or wait for their readers."""
 
 MAX_WAITS: Final = 10_000
 """Waits that are parked at once."""

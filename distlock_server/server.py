@@ -27,6 +27,7 @@ from grpc_reflection.v1alpha import reflection
 from distlock_proto import legacy_pb2, lock_table_pb2
 from distlock_proto.legacy_pb2_grpc import add_LockManagerServiceServicer_to_server
 from distlock_proto.lock_table_pb2_grpc import add_LockTableServicer_to_server
+from distlock_server.admission import Admission
 from distlock_server.auth import Guard
 from distlock_server.blobs import BlobStore
 from distlock_server.calls import Calls, LoopNotify
@@ -34,6 +35,7 @@ from distlock_server.clock import Clock
 from distlock_server.codec import CodecError
 from distlock_server.engines.base import Engine
 from distlock_server.failpoints import reach
+from distlock_server.files import max_connections
 from distlock_server.legacy_service import LegacyService
 from distlock_server.limits import MAX_MESSAGE_BYTES, MAX_QUEUED_REQUESTS, MAX_WAITS
 from distlock_server.results import Results, names_value
@@ -78,6 +80,12 @@ _CHANNEL_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", -1),
+    # What nobody asked for yet must not fill the memory: 64 KiB of each request, and no guessing.
+    ("grpc.http2.bdp_probe", 0),
+    # Connections that never speak are closed, and those whose other end is gone.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
     # Clients ping often, to notice a healed partition within a second.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
@@ -223,9 +231,13 @@ class Server:
         )
         self._waits = Waits(table)
         server = grpc.aio.server(
-            options=_CHANNEL_OPTIONS,
+            options=(
+                *_CHANNEL_OPTIONS,
+                ("grpc.max_allowed_incoming_connections", max_connections()),
+            ),
             maximum_concurrent_rpcs=MAX_QUEUED_REQUESTS + MAX_WAITS,
-            interceptors=[] if self._guard is None else [self._guard],
+            # The guard comes first: who may not call takes no room.
+            interceptors=[*([] if self._guard is None else [self._guard]), Admission()],
         )
         checks = self._add_services(server, table, self._waits)
         try:

@@ -55,6 +55,7 @@ class ServerProcess:
         host: Where it is reached.
         environment: More variables for the next start.
         command_prefix: What the next start is wrapped in (`ip netns exec …`).
+        program: What is run: arguments of the interpreter.
     """
 
     def __init__(self, folder: Path, *arguments: str) -> None:
@@ -70,6 +71,7 @@ class ServerProcess:
         self.host = "127.0.0.1"
         self.environment: dict[str, str] = {}
         self.command_prefix: list[str] = []
+        self.program = ["-m", "distlock_server"]
         self._arguments = arguments
         self._port_file = folder / "port"
         self._log_file = folder / "distlock.log"
@@ -104,8 +106,7 @@ class ServerProcess:
                 [
                     *self.command_prefix,
                     sys.executable,
-                    "-m",
-                    "distlock_server",
+                    *self.program,
                     f"--db={self.db}",
                     f"--port={self.port}",
                     f"--port_file={self._port_file}",

@@ -79,6 +79,7 @@ class PowerCut:
         self._keep = folder / "kept"
         self.lie = folder / "lie"
         self.eio = folder / "eio"
+        self._slow = folder / "slow"
 
     def environment(self, die_at_sync: int = 0) -> dict[str, str]:
         """Begin a recording of the files as they are; give the variables for the process."""
@@ -92,8 +93,15 @@ class PowerCut:
             "FAULT_KEEP": str(self._keep),
             "FAULT_LIE": str(self.lie),
             "FAULT_EIO": str(self.eio),
+            "FAULT_SLOW": str(self._slow),
             "FAULT_DIE_AT": str(die_at_sync),
         }
+
+    def slow_down(self, sync_ms: int) -> None:
+        """Have each sync from now on take so long."""
+        written = self._slow.with_suffix(".new")
+        written.write_text(f"{sync_ms}\n", encoding="ascii")
+        written.replace(self._slow)
 
     def apply(self, rng: random.Random, *, undo_names: bool = True) -> Dropped:
         """Take away what was not synced; the process must be gone."""

@@ -10,7 +10,8 @@
 
    What is removed or replaced gets another name in $FAULT_KEEP first. While $FAULT_LIE exists as a
    file, syncs do nothing and are not recorded: the control. $FAULT_DIE_AT=n kills the process in the place
-   of its n-th sync. $FAULT_EIO as a file: syncs fail with EIO. */
+   of its n-th sync. $FAULT_EIO as a file: syncs fail with EIO. $FAULT_SLOW as a file: each sync first
+   takes as many milliseconds as stand in it. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -24,9 +25,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
-static const char *root, *keep, *lie, *eio;
+static const char *root, *keep, *lie, *eio, *slow;
 static size_t root_length;
 static int log_fd = -1;
 static long die_at;
@@ -51,6 +53,7 @@ __attribute__((constructor)) static void start(void) {
     keep = getenv("FAULT_KEEP");
     lie = getenv("FAULT_LIE");
     eio = getenv("FAULT_EIO");
+    slow = getenv("FAULT_SLOW");
     die_at = at ? atol(at) : 0;
     if (log && root && keep) {
         root_length = strlen(root);
@@ -79,6 +82,17 @@ static void keep_file(const char *path, char *kept) {
     if (link(path, kept) != 0) strcpy(kept, "-");
 }
 
+static void wait_as_told(void) {
+    char text[32] = "";
+    int fd = slow ? real_open(slow, O_RDONLY | O_CLOEXEC) : -1;
+    if (fd < 0) return;
+    long ms = read(fd, text, sizeof text - 1) > 0 ? atol(text) : 0;
+    close(fd);
+    struct timespec left = {ms / 1000, ms % 1000 * 1000000};
+    while (nanosleep(&left, &left) != 0 && errno == EINTR) {
+    }
+}
+
 static int sync_fd(int fd, int (*real)(int)) {
     char link_path[64], path[PATH_MAX];
     snprintf(link_path, sizeof link_path, "/proc/self/fd/%d", fd);
@@ -92,6 +106,7 @@ static int sync_fd(int fd, int (*real)(int)) {
         errno = EIO;
         return -1;
     }
+    wait_as_told();
     struct stat found;
     if (fstat(fd, &found) != 0) return real(fd);
     long n = atomic_load(&n_names);

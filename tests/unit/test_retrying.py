@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 
 import pytest
 from google.protobuf.message import Message
@@ -140,6 +141,24 @@ def test_giving_up(
         "lock server fake:1 (from a test) has not"
     ]
     assert "RUN_ONCE_ADDRESS" in str(raised.value)
+
+
+def test_overload_is_met_with_jitter(clock: ManualClock, transport: FakeTransport) -> None:
+    """Clients that were refused at one moment come back at different ones, later each time."""
+    policy = RetryPolicy()
+    pauses: list[list[float]] = []
+    for seed in range(200):
+        transport.faults.extend([Fault("RESOURCE_EXHAUSTED", detail="too much is waiting")] * 8)
+        pauses.append([])
+        client = LockClient(
+            transport, clock=clock, rng=random.Random(seed), sleep=pauses[-1].append, retry=policy
+        )
+        client.lookup([b"a"])
+    for number, row in enumerate(zip(*pauses, strict=True)):
+        bound_s = min(policy.max_backoff_s, policy.first_backoff_s * 2**number)
+        assert 0 <= min(row) < 0.1 * bound_s
+        assert 0.8 * bound_s < max(row) <= bound_s
+        assert len(set(row)) == 200
 
 
 def test_slow_attempts_count() -> None:

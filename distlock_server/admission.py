@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -26,6 +26,7 @@ from distlock_server.limits import (
     MAX_UNREAD_BYTES,
     MAX_WAIT_BYTES,
 )
+from distlock_server.wire import MessageType, parse_or_abort
 
 LANE_WAIT_S: Final = 1.0
 """How long a call waits for room before it is refused."""
@@ -52,6 +53,7 @@ _LONG_REPLIES: Final = frozenset(
 _FULL: Final = grpc.StatusCode.RESOURCE_EXHAUSTED
 _UNREAD: Final = "too many replies wait to be read; try again in a second"
 _MALFORMED: Final = grpc.StatusCode.INVALID_ARGUMENT
+_UNKNOWN: Final = grpc.StatusCode.UNIMPLEMENTED
 
 
 class Lane:
@@ -179,8 +181,13 @@ class Hold:
 class Admission(grpc.aio.ServerInterceptor):
     """Lets calls in while there is room for what they bring and for what they are answered."""
 
-    def __init__(self) -> None:
-        """Start with all of the room."""
+    def __init__(self, types: Mapping[str, MessageType]) -> None:
+        """Start with all of the room.
+
+        Args:
+            types: Full name of a method -> type of its request.
+        """
+        self._types = types
         renewals = Lane(MAX_RENEWAL_BYTES)
         self._lanes = {
             f"{_TABLE}Renew": renewals,
@@ -196,30 +203,30 @@ class Admission(grpc.aio.ServerInterceptor):
     ) -> Any:
         """Give a handler that reads its request only when there is room."""
         handler = await continuation(handler_call_details)
-        if handler is None or not handler.unary_unary:
+        method = handler_call_details.method
+        if handler is None or not handler.unary_unary or method not in self._types:
             return handler
         # As a stream of one request: that is read only when the method asks for it.
-        return grpc.stream_unary_rpc_method_handler(
-            self._admitted(handler, handler_call_details.method)
-        )
+        return grpc.stream_unary_rpc_method_handler(self._admitted(handler, method))
 
     def _admitted(self, handler: Any, method: str) -> Callable[[Any, Any], Awaitable[bytes]]:
         """Give a method that reads, parses and answers one request while there is room."""
         lane = self._lanes.get(method, self._others)
+        kind = self._types[method]
 
         async def answer(_requests: Any, context: Any) -> bytes:
             raw = await _receive(lane, context)
-            try:
-                request = handler.request_deserializer(raw)
-            except Exception as error:  # noqa: BLE001 - whatever a parser makes of damaged bytes
-                await _refuse(context, _MALFORMED, f"the request cannot be parsed: {error}")
+            request = await parse_or_abort(raw, context, kind)
             del raw
             hold = None
             if _is_long(method, request):
                 if not await self._replies.enter():
                     await _refuse(context, _FULL, _UNREAD)
                 hold = Hold(self._replies, REPLY_ROOM_BYTES)
-            reply = await handler.unary_unary(request, context)
+            try:
+                reply = await handler.unary_unary(request, context)
+            except NotImplementedError:  # one of gRPC's own that a newer release only declares
+                await _refuse(context, _UNKNOWN, "this server does not do that")
             content: bytes = handler.response_serializer(reply)
             if hold is not None:
                 hold.become(len(content))

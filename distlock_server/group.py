@@ -7,8 +7,7 @@ It does no I/O: the table hands in what was read and commits what comes out.
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple, TypeVar
 
 from distlock_server import codec
@@ -330,13 +329,6 @@ def index_puts(
         elif now is kind:
             puts.append((codec.index_key(kind, key), b""))
     return tuple(puts)
-
-
-def keys_within(keys: Sequence[bytes], start: bytes, end: bytes, limit: int) -> Sequence[bytes]:
-    """Give at most `limit` of the sorted keys with start <= key < end; an empty `end` is open."""
-    first = bisect.bisect_left(keys, start)
-    last = bisect.bisect_left(keys, end) if end else len(keys)
-    return keys[first : min(last, first + limit)]
 
 
 def _count_changes(key: bytes, was: Kind | None, now: Kind | None) -> tuple[tuple[bytes, int], ...]:

@@ -18,11 +18,12 @@ from distlock_proto import legacy_pb2 as pb
 from distlock_server.codec_2021 import MAX_STORED_NS, expires_in_ns
 from distlock_server.limits import (
     MAX_LEGACY_BYTES,
+    MAX_PATTERN_BYTES,
     MAX_PATTERNS,
-    MAX_REPLY_BYTES,
     RequestError,
     check_key,
 )
+from distlock_server.messages import Room
 from distlock_server.state import (
     CLAIM_ID_BYTES,
     Answer,
@@ -43,6 +44,19 @@ _NEWEST_REVISION: Final = 2**64
 
 _LOCK_BYTES: Final = 32
 """About what the numbers of a lock take in a list."""
+
+_PATTERN_MEMORY: Final = (64 << 10, 1 << 20, 16 << 20)
+"""What RE2 may use for one pattern at least and at most, and for all of a list."""
+
+_TOO_LARGE: Final = "pattern too large"
+"""RE2's complaint about a pattern that needs more."""
+
+_MATCHES_PER_PIECE: Final = 20_000
+_MAX_PIECE: Final = 1_000
+"""Locks of a list that are looked at before others get their turn, times their patterns."""
+
+_CUT_OWNER_CHARS: Final = 100
+"""What is left of an owner's name in a reply that is full."""
 
 _PERMANENT_STEP_TTL_NS: Final = 1
 """A permanent lock is claimed and completed in one step; nobody sees the lease in between."""
@@ -170,17 +184,17 @@ class Filter:
     def __init__(self, request: pb.ListLocksRequest) -> None:
         """Compile the patterns; as in 2021, one that is no RE2 pattern matches nothing.
 
+        That may take a while: not for the event loop. `check_patterns` comes first.
+
         Raises:
-            RequestError: There are too many.
+            RequestError: One is too complex.
         """
         n_patterns = len(request.includes) + len(request.excludes)
-        if n_patterns > MAX_PATTERNS:
-            raise RequestError(
-                f"includes, excludes: {n_patterns} patterns, at most {MAX_PATTERNS} are allowed"
-            )
         self._takes_all = not request.includes
-        self._includes = _compile(request.includes)
-        self._excludes = _compile(request.excludes)
+        self._includes = _compile(request.includes, n_patterns)
+        self._excludes = _compile(request.excludes, n_patterns)
+        self.piece = max(1, min(_MAX_PIECE, _MATCHES_PER_PIECE // max(1, n_patterns)))
+        self.reads_per_lock = 1 + n_patterns
 
     def matches(self, key: bytes, record: Record, now_ns: int) -> bool:
         """Tell whether a lock is listed."""
@@ -192,14 +206,47 @@ class Filter:
         return not _any(self._excludes, key, is_expired=is_expired)
 
 
-def _compile(expressions: Iterable[pb.LockMatchExpression]) -> list[tuple[re2._Regexp, bool]]:
+def check_patterns(request: pb.ListLocksRequest) -> None:
+    """Check how many patterns a list has, and their length.
+
+    Raises:
+        RequestError: There are too many, or they are too long.
+    """
+    n_patterns = len(request.includes) + len(request.excludes)
+    if n_patterns > MAX_PATTERNS:
+        raise RequestError(
+            f"includes, excludes: {n_patterns} patterns, at most {MAX_PATTERNS} are allowed"
+        )
+    n_bytes = sum(
+        len(expression.global_id_regex.encode())
+        for expressions in (request.includes, request.excludes)
+        for expression in expressions
+    )
+    if n_bytes > MAX_PATTERN_BYTES:
+        raise RequestError(
+            f"includes, excludes: patterns of {n_bytes} bytes, at most {MAX_PATTERN_BYTES} are "
+            "allowed"
+        )
+
+
+def _compile(
+    expressions: Iterable[pb.LockMatchExpression], n_patterns: int
+) -> list[tuple[re2._Regexp, bool]]:
+    least, most, together = _PATTERN_MEMORY
     options = re2.Options()
     options.log_errors = False
+    options.max_mem = max(least, min(most, together // max(1, n_patterns)))
     compiled = []
     for expression in expressions:
         try:
-            pattern = re2.compile(expression.global_id_regex, options)
-        except re2.error:
+            # Not re2.compile, which keeps what it compiled.
+            pattern = re2._Regexp(expression.global_id_regex, options)  # noqa: SLF001
+        except re2.error as error:
+            if _TOO_LARGE in str(error):
+                raise RequestError(
+                    f"includes, excludes: the pattern {expression.global_id_regex[:100]!r} is too "
+                    f"complex for a list with {n_patterns} patterns"
+                ) from None
             continue
         compiled.append((pattern, expression.is_expired))
     return compiled
@@ -215,10 +262,16 @@ def _any(patterns: Iterable[tuple[re2._Regexp, bool]], key: bytes, *, is_expired
 class LockPage:
     """The locks of a list, until it is full."""
 
-    def __init__(self, locks: Filter) -> None:
-        """Start empty."""
+    def __init__(self, locks: Filter, room: Room) -> None:
+        """Start empty.
+
+        Raises:
+            RequestError: The lists before it in the same request have used up the room.
+        """
+        if room.left <= 0:
+            raise RequestError("list_locks_request: the batch lists too much; ask by ListLocks")
         self._filter = locks
-        self._left = MAX_REPLY_BYTES
+        self._room = room
         self.locks: list[pb.Lock] = []
 
     def add(self, records: Iterable[tuple[bytes, Record]], moment: Moment) -> bool:
@@ -230,9 +283,10 @@ class LockPage:
             assert lock is not None, "what matches is held or done"
             n_bytes = _LOCK_BYTES + len(key) + len(lock.data) + len(lock.last_owner_name)
             # A client of 2021 takes a page of one lock for the last page.
-            if n_bytes > self._left and len(self.locks) >= 2:  # noqa: PLR2004
-                return False
-            self._left -= n_bytes
+            if not self._room.take(n_bytes):
+                if len(self.locks) >= 2:  # noqa: PLR2004
+                    return False
+                self._room.left -= n_bytes
             self.locks.append(lock)
         return True
 
@@ -240,8 +294,13 @@ class LockPage:
 # -- messages ------------------------------------------------------------------------------------
 
 
-def lock_message(key: bytes, record: Record, moment: Moment) -> pb.Lock | None:
+def lock_message(
+    key: bytes, record: Record, moment: Moment, room: Room | None = None
+) -> pb.Lock | None:
     """Make the message of a lock; None if there is none.
+
+    Without its data, and with the start of its owner's name, if there is no room for them: a
+    request may name one large lock many times.
 
     A held lock was acquired a lease's age before now, so that a client of 2021, which adds up
     acquired_since and expires_in, sees the end of the lease where the server does.
@@ -253,20 +312,25 @@ def lock_message(key: bytes, record: Record, moment: Moment) -> pb.Lock | None:
         expires_in_ns_, since_ns = 0, record.since_wall_ns
     else:
         return None
+    owner, data = record.owner, record.data
+    if room is not None and not room.take(len(owner) + len(data)):
+        owner, data = owner[:_CUT_OWNER_CHARS], b""
     return pb.Lock(
         global_id=key.decode(),
         expires_in=duration(expires_in_ns_),
         acquired_since=timestamp(since_ns),
-        last_owner_name=record.owner,
-        data=record.data,
+        last_owner_name=owner,
+        data=data,
     )
 
 
-def acquire_response(key: bytes, answer: Acquired, moment: Moment) -> pb.AcquireLockResponse:
+def acquire_response(
+    key: bytes, answer: Acquired, moment: Moment, room: Room
+) -> pb.AcquireLockResponse:
     """Make the response to one request."""
     return pb.AcquireLockResponse(
         acquired_lock=lock_message(key, answer.acquired, moment),
-        existing_lock=lock_message(key, answer.existing, moment),
+        existing_lock=lock_message(key, answer.existing, moment, room),
     )
 
 

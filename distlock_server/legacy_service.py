@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -18,20 +18,58 @@ from distlock_server import legacy_batch as steps
 from distlock_server.calls import Calls
 from distlock_server.clock import Clock
 from distlock_server.legacy_batch import Acquire, Filter, LockPage, Moment
-from distlock_server.limits import RequestError, check_range
+from distlock_server.limits import (
+    MAX_LEGACY_BYTES,
+    MAX_SYNCHRONIZED_READS,
+    RequestError,
+    check_count,
+    check_range,
+)
+from distlock_server.messages import Room
 from distlock_server.status import Activity, guarded
 from distlock_server.table import Table, Txn
 
 T = TypeVar("T")
 
-_KEYS_PER_STEP: Final = 5_000
+_KEYS_PER_STEP: Final = 1_000
 """Keys of one AcquireMany that are handled before other requests get their turn."""
 
-_PIECE: Final = 1_000
-"""Records read at once for a list."""
 
-_Step: TypeAlias = tuple[list[bytes], Callable[[Txn], pb.AnyResponse]]
-"""One step of a batch: its keys, and what it does."""
+class _Step(NamedTuple):
+    """One step of a batch.
+
+    Attributes:
+        name: Of its field in the response, without `_response`.
+        keys: The keys that it touches.
+        run: What it does within a transaction.
+        alone: What it does by itself; None: the same.
+    """
+
+    name: str
+    keys: list[bytes]
+    run: Callable[[Txn, _Room], Message]
+    alone: Callable[[Room], Awaitable[Message]] | None = None
+
+
+class _Room(Room):
+    """What a synchronized batch may still answer, and read for its lists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left_to_read = MAX_SYNCHRONIZED_READS
+
+    def read(self, n_reads: int) -> None:
+        """Count what a list looked at.
+
+        Raises:
+            RequestError: It was too much: nothing else runs meanwhile.
+        """
+        self._left_to_read -= n_reads
+        if self._left_to_read < 0:
+            raise RequestError(
+                "list_locks_request: the synchronized batch would look at more than "
+                f"{MAX_SYNCHRONIZED_READS} locks and patterns; ask by ListLocks"
+            )
 
 
 class LegacyService(pb_grpc.LockManagerServiceServicer):
@@ -60,26 +98,26 @@ class LegacyService(pb_grpc.LockManagerServiceServicer):
         """Take one lock if it is free, or whatever its state."""
         timer = _Timer()
         (wanted,) = steps.parse_acquires([request])
-        response = await self._calls.run([wanted.key], partial(_acquire_step, wanted=wanted))
+        step = partial(_acquire_step, room=Room(MAX_LEGACY_BYTES), wanted=wanted)
+        response = await self._calls.run([wanted.key], step)
         response.elapsed.CopyFrom(timer.elapsed())
         return response
 
     @guarded
     async def AcquireMany(self, request: pb.AcquireManyRequest) -> pb.AcquireManyResponse:
         """Take several locks in order, up to a limit."""
-        wanted = []
-        for piece in _pieces(request.requests):
-            wanted += steps.parse_acquires(piece)
-            await asyncio.sleep(0)
-        return await self._acquire_many(wanted, request.max_acquired_locks)
+        wanted = await _parse_acquires(request.requests)
+        return await self._acquire_many(Room(), wanted, request.max_acquired_locks)
 
-    async def _acquire_many(self, wanted: Sequence[Acquire], limit: int) -> pb.AcquireManyResponse:
+    async def _acquire_many(
+        self, room: Room, wanted: Sequence[Acquire], limit: int
+    ) -> pb.AcquireManyResponse:
         response = pb.AcquireManyResponse()
         n_acquired = 0
         for piece in _pieces(wanted):
             left = limit - n_acquired if limit else None
             keys = [one.key for one in piece]
-            step = partial(_acquire_many_step, wanted=piece, limit=left)
+            step = partial(_acquire_many_step, room=room, wanted=piece, limit=left)
             answers = await self._calls.run(keys, step)
             response.MergeFrom(answers)
             n_acquired += sum(answer.HasField("acquired_lock") for answer in answers.responses)
@@ -92,7 +130,12 @@ class LegacyService(pb_grpc.LockManagerServiceServicer):
         """Remove one lock, whatever its state."""
         timer = _Timer()
         key = steps.parse_key(request.lock)
-        step = partial(_release_step, key=key, wants_lock=request.return_released_lock)
+        step = partial(
+            _release_step,
+            room=Room(MAX_LEGACY_BYTES),
+            key=key,
+            wants_lock=request.return_released_lock,
+        )
         response = await self._calls.run([key], step)
         response.elapsed.CopyFrom(timer.elapsed())
         return response
@@ -101,37 +144,62 @@ class LegacyService(pb_grpc.LockManagerServiceServicer):
     async def ProcessBatch(self, request: pb.ProcessBatchRequest) -> pb.ProcessBatchResponse:
         """Run several steps in order; synchronized: as one transaction."""
         timer = _Timer()
-        batch = [self._parse_step(one, at) for at, one in enumerate(request.requests)]
+        check_count(len(request.requests), "requests")
+        batch = [await self._parse_step(one, at) for at, one in enumerate(request.requests)]
         if request.is_synchronized:
-            keys = list(dict.fromkeys(key for step_keys, _ in batch for key in step_keys))
-            responses = await self._calls.run(keys, lambda txn: [run(txn) for _, run in batch])
+            keys = list(dict.fromkeys(key for step in batch for key in step.keys))
+            check_count(sum(len(step.keys) for step in batch), "keys of the synchronized requests")
+            responses = await self._calls.run(keys, partial(_run_all, batch=batch))
         else:
-            responses = [await self._calls.run(keys, run) for keys, run in batch]
+            room = _Room()
+            responses = [await self._run_alone(step, room) for step in batch]
         return pb.ProcessBatchResponse(responses=responses, elapsed=timer.elapsed())
+
+    async def _run_alone(self, step: _Step, room: _Room) -> pb.AnyResponse:
+        timer = _Timer()
+        if step.alone is None:
+            response = await self._calls.run(step.keys, lambda txn: step.run(txn, room))
+        else:
+            response = await step.alone(room)
+        return _any_response(step.name, response, timer)
 
     @guarded
     async def ListLocks(self, request: pb.ListLocksRequest) -> pb.ListLocksResponse:
         """List locks in a range of keys."""
         timer = _Timer()
         start, end = _parse_range(request)
-        page = LockPage(Filter(request))
-        await self._off_loop(partial(self._fill, page, start, end))
-        return pb.ListLocksResponse(locks=page.locks, elapsed=timer.elapsed())
+        steps.check_patterns(request)
+        response = await self._list(Room(), request, start, end)
+        response.elapsed.CopyFrom(timer.elapsed())
+        return response
 
-    def _fill(self, page: LockPage, start: bytes, end: bytes) -> None:
-        while True:
-            read = self._table.store.list_page(start, end, _PIECE)
-            moment = Moment(self._clock.now_ns(), self._clock.wall_ns())
-            if not page.add(read.records, moment) or not read.next_start:
-                return
-            start = read.next_start
+    async def _list(
+        self, room: Room, request: pb.ListLocksRequest, start: bytes, end: bytes
+    ) -> pb.ListLocksResponse:
+        """List piece by piece: others that scan get their turns, and nobody's list ends."""
+        locks = await self._off_loop(partial(Filter, request))
+        page = LockPage(locks, room)
+        next_start: bytes | None = start
+        while next_start is not None:
+            next_start = await self._off_loop(partial(self._fill, page, locks, next_start, end))
+        return pb.ListLocksResponse(locks=page.locks)
+
+    def _fill(self, page: LockPage, locks: Filter, start: bytes, end: bytes) -> bytes | None:
+        """Add a piece to a page; give where the next one starts."""
+        read = self._table.store.list_page(start, end, locks.piece)
+        moment = Moment(self._clock.now_ns(), self._clock.wall_ns())
+        return read.next_start or None if page.add(read.records, moment) else None
 
     @guarded
     async def CountLocks(self, request: pb.CountLocksRequest) -> pb.CountLocksResponse:
         """Count locks in a range of keys."""
         timer = _Timer()
         start, end = _parse_range(request)
-        counts = await self._off_loop(partial(self._table.store.count_range, start, end))
+        count_piece = self._table.store.count_piece
+        counts, next_start = await self._off_loop(partial(count_piece, start, end))
+        while next_start:
+            more, next_start = await self._off_loop(partial(count_piece, next_start, end))
+            counts = counts.plus(more)
         return pb.CountLocksResponse(
             expired=counts.expired,
             unexpired=counts.held,
@@ -147,33 +215,45 @@ class LegacyService(pb_grpc.LockManagerServiceServicer):
         del request  # has no fields
         return pb.GetCurrentServerTimeResponse(server_time=steps.timestamp(self._clock.wall_ns()))
 
-    def _parse_step(self, request: pb.AnyRequest, at: int) -> _Step:
+    async def _parse_step(self, request: pb.AnyRequest, at: int) -> _Step:
         """Check one step of a batch and give what it does."""
+        if at % _KEYS_PER_STEP == 0:
+            await asyncio.sleep(0)
         kind = request.WhichOneof("request")
         if kind == "acquire_lock_request":
             (wanted,) = steps.parse_acquires([request.acquire_lock_request])
-            return [wanted.key], _timed(partial(_acquire_step, wanted=wanted), "acquire_lock")
+            return _Step("acquire_lock", [wanted.key], partial(_acquire_step, wanted=wanted))
         if kind == "acquire_many_request":
             many = request.acquire_many_request
-            all_wanted = steps.parse_acquires(many.requests)
-            run = partial(
-                _acquire_many_step, wanted=all_wanted, limit=many.max_acquired_locks or None
+            all_wanted = await _parse_acquires(many.requests)
+            limit = many.max_acquired_locks
+            return _Step(
+                "acquire_many",
+                [one.key for one in all_wanted],
+                partial(_acquire_many_step, wanted=all_wanted, limit=limit or None),
+                partial(self._acquire_many, wanted=all_wanted, limit=limit),
             )
-            return [one.key for one in all_wanted], _timed(run, "acquire_many")
         if kind == "release_lock_request":
             release = request.release_lock_request
             key = steps.parse_key(release.lock)
             wants_lock = release.return_released_lock
-            return [key], _timed(
-                partial(_release_step, key=key, wants_lock=wants_lock), "release_lock"
-            )
+            run = partial(_release_step, key=key, wants_lock=wants_lock)
+            return _Step("release_lock", [key], run)
         if kind == "list_locks_request":
-            start, end = _parse_range(request.list_locks_request)
-            locks = Filter(request.list_locks_request)
-            return [], _timed(partial(_list_step, start=start, end=end, locks=locks), "list_locks")
+            return self._parse_list(request.list_locks_request)
         if kind == "get_current_server_time_request":
-            return [], _timed(_time_step, "get_current_server_time")
+            return _Step("get_current_server_time", [], _time_step)
         raise RequestError(f"requests: the one at place {at} is empty")
+
+    def _parse_list(self, request: pb.ListLocksRequest) -> _Step:
+        start, end = _parse_range(request)
+        steps.check_patterns(request)
+        return _Step(
+            "list_locks",
+            [],
+            partial(_list_step, request=request, start=start, end=end),
+            partial(self._list, request=request, start=start, end=end),
+        )
 
     async def _off_loop(self, read: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, read)
@@ -182,62 +262,78 @@ class LegacyService(pb_grpc.LockManagerServiceServicer):
 # -- steps, run in the committer -----------------------------------------------------------------
 
 
-def _acquire_step(txn: Txn, wanted: Acquire) -> pb.AcquireLockResponse:
+def _run_all(txn: Txn, batch: Sequence[_Step]) -> list[pb.AnyResponse]:
+    """Run a synchronized batch; anew with all its room if it is run again."""
+    room = _Room()
+    responses = []
+    for step in batch:
+        timer = _Timer()
+        responses.append(_any_response(step.name, step.run(txn, room), timer))
+    return responses
+
+
+def _acquire_step(txn: Txn, room: Room, wanted: Acquire) -> pb.AcquireLockResponse:
     answer = steps.acquire(txn, wanted)
-    return steps.acquire_response(wanted.key, answer, Moment(txn.now_ns, txn.wall_ns))
+    return steps.acquire_response(wanted.key, answer, Moment(txn.now_ns, txn.wall_ns), room)
 
 
 def _acquire_many_step(
-    txn: Txn, wanted: Sequence[Acquire], limit: int | None
+    txn: Txn, room: Room, wanted: Sequence[Acquire], limit: int | None
 ) -> pb.AcquireManyResponse:
     timer = _Timer()
     moment = Moment(txn.now_ns, txn.wall_ns)
     # Short if stopped early, as is the response.
     answers = list(zip(wanted, steps.acquire_many(txn, wanted, limit), strict=False))
-    responses = [steps.acquire_response(one.key, answer, moment) for one, answer in answers]
+    responses = [steps.acquire_response(one.key, answer, moment, room) for one, answer in answers]
     elapsed = timer.elapsed(share=len(responses))
     for response in responses:
         response.elapsed.CopyFrom(elapsed)
     return pb.AcquireManyResponse(responses=responses)
 
 
-def _release_step(txn: Txn, key: bytes, wants_lock: bool) -> pb.ReleaseLockResponse:
+def _release_step(txn: Txn, room: Room, key: bytes, wants_lock: bool) -> pb.ReleaseLockResponse:
     before = steps.release(txn, key)
     moment = Moment(txn.now_ns, txn.wall_ns)
     return pb.ReleaseLockResponse(
-        released_lock=steps.lock_message(key, before, moment) if wants_lock else None
+        released_lock=steps.lock_message(key, before, moment, room) if wants_lock else None
     )
 
 
-def _list_step(txn: Txn, start: bytes, end: bytes, locks: Filter) -> pb.ListLocksResponse:
-    page = LockPage(locks)
+def _list_step(
+    txn: Txn, room: _Room, request: pb.ListLocksRequest, start: bytes, end: bytes
+) -> pb.ListLocksResponse:
+    locks = Filter(request)
+    page = LockPage(locks, room)
     moment = Moment(txn.now_ns, txn.wall_ns)
     while True:
-        records = txn.scan(start, end, _PIECE)
-        if not page.add(records, moment) or len(records) < _PIECE:
+        records = txn.scan(start, end, locks.piece)
+        room.read((1 + len(records)) * locks.reads_per_lock)
+        if not page.add(records, moment) or len(records) < locks.piece:
             return pb.ListLocksResponse(locks=page.locks)
         start = records[-1][0] + b"\x00"
 
 
-def _time_step(txn: Txn) -> pb.GetCurrentServerTimeResponse:
+def _time_step(txn: Txn, room: Room) -> pb.GetCurrentServerTimeResponse:
+    del room  # needs none
     return pb.GetCurrentServerTimeResponse(server_time=steps.timestamp(txn.wall_ns))
 
 
-def _timed(run: Callable[[Txn], Message], name: str) -> Callable[[Txn], pb.AnyResponse]:
-    """Give a step that answers in an AnyResponse, with its time where the message has a place."""
+def _any_response(name: str, response: Message, timer: _Timer) -> pb.AnyResponse:
+    """Give a step's answer, with its time where the message has a place."""
+    if isinstance(response, (pb.AcquireLockResponse, pb.ReleaseLockResponse, pb.ListLocksResponse)):
+        response.elapsed.CopyFrom(timer.elapsed())
+    answer = pb.AnyResponse()
+    getattr(answer, f"{name}_response").CopyFrom(response)
+    return answer
 
-    def timed(txn: Txn) -> pb.AnyResponse:
-        timer = _Timer()
-        response = run(txn)
-        if isinstance(
-            response, (pb.AcquireLockResponse, pb.ReleaseLockResponse, pb.ListLocksResponse)
-        ):
-            response.elapsed.CopyFrom(timer.elapsed())
-        answer = pb.AnyResponse()
-        getattr(answer, f"{name}_response").CopyFrom(response)
-        return answer
 
-    return timed
+async def _parse_acquires(requests: Sequence[pb.AcquireLockRequest]) -> list[Acquire]:
+    """Check requests, all of them, in turns with others."""
+    wanted: list[Acquire] = []
+    for piece in _pieces(requests):
+        wanted += steps.parse_acquires(piece)
+        await asyncio.sleep(0)
+    return wanted
 
 
 class _Timer:

@@ -44,6 +44,9 @@ MAX_WAIT_NS: Final = 60 * 10**9
 MAX_MESSAGE_BYTES: Final = 16 << 20
 """Length of a request; gRPC itself refuses more."""
 
+MAX_PARTS_PER_REQUEST: Final = 200_000
+"""Fields and items in a request: what is made of one takes up to some hundred bytes."""
+
 MAX_REPLY_BYTES: Final = 3 << 20
 """About how long a page, or the values and texts in a reply, may be: below gRPC's usual 4 MiB."""
 
@@ -83,8 +86,17 @@ MAX_LEGACY_BYTES: Final = MAX_MESSAGE_BYTES - (1 << 16)
 MAX_PATTERNS: Final = 1_000
 """Includes and excludes of one list of 2021."""
 
+MAX_PATTERN_BYTES: Final = 65_536
+"""Length of those, taken together."""
+
+MAX_SYNCHRONIZED_READS: Final = 20_000
+"""Locks that the lists of one synchronized batch may look at, once for each of their patterns."""
+
 SHA256_BYTES: Final = 32
 """Length of a SHA-256."""
+
+_SHOWN: Final = 120
+"""About a line of a key in a message."""
 
 
 class RequestError(ValueError):
@@ -105,6 +117,18 @@ def check_count(n_items: int, field: str) -> None:
         raise RequestError(
             f"{field}: {n_items} in one request, at most {MAX_KEYS_PER_REQUEST} are allowed"
         )
+
+
+def checked_keys(keys: Sequence[bytes]) -> list[bytes]:
+    """Give the keys of a request, checked; they are counted before any is touched.
+
+    Raises:
+        RequestError: Names the first that is wrong.
+    """
+    check_count(len(keys), "keys")
+    found = list(keys)
+    check_keys(found)
+    return found
 
 
 def check_key(key: bytes, field: str = "keys") -> None:
@@ -199,5 +223,6 @@ def _first_repeated(keys: Iterable[bytes]) -> bytes:
 
 def _shown(key: bytes) -> str:
     """Give a key as messages show it: readable, and cut if it is long."""
-    text = repr(key.decode(errors="backslashreplace"))
-    return text if len(text) <= 120 else text[:110] + "...'"  # noqa: PLR2004 - about a line
+    text = repr(key[:_SHOWN].decode(errors="backslashreplace"))
+    is_whole = len(key) <= _SHOWN and len(text) <= _SHOWN
+    return text if is_whole else text[: _SHOWN - 10] + "...'"

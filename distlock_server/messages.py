@@ -125,7 +125,7 @@ def info_message(
     info.revision = record.revision
     if isinstance(record, Held):
         info.token = record.token
-        info.owner = record.owner
+        info.owner = _fitting(record.owner, room)
         info.remaining_ns = record.deadline_ns - now_ns
         info.attempts = record.attempts
         info.error = _fitting(record.last_error, room)
@@ -134,7 +134,7 @@ def info_message(
         info.error = _fitting(record.error, room)
     else:
         info.token = record.token
-        info.owner = record.owner
+        info.owner = _fitting(record.owner, room)
         if want_result:
             info.result.CopyFrom(result_message(record, room))
     return info

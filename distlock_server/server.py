@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from distlock_proto import legacy_pb2, lock_table_pb2
 from distlock_proto.legacy_pb2_grpc import add_LockManagerServiceServicer_to_server
@@ -44,6 +44,7 @@ from distlock_server.space import Space
 from distlock_server.status import Activity
 from distlock_server.table import Table
 from distlock_server.waits import Waits
+from distlock_server.wire import Streams, request_types
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,15 @@ _LOOPBACK: Final = "127.0.0.1"
 _SERVICES: Final = (
     lock_table_pb2.DESCRIPTOR.services_by_name["LockTable"].full_name,
     legacy_pb2.DESCRIPTOR.services_by_name["LockManagerService"].full_name,
+)
+
+_REQUESTS: Final = request_types(
+    (
+        lock_table_pb2.DESCRIPTOR.services_by_name["LockTable"],
+        legacy_pb2.DESCRIPTOR.services_by_name["LockManagerService"],
+        health_pb2.DESCRIPTOR.services_by_name["Health"],
+        reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
+    )
 )
 
 _CHANNEL_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
@@ -238,7 +248,11 @@ class Server:
             ),
             maximum_concurrent_rpcs=MAX_QUEUED_REQUESTS + MAX_WAITS,
             # The guard comes first: who may not call takes no room.
-            interceptors=[*([] if self._guard is None else [self._guard]), Admission()],
+            interceptors=[
+                *([] if self._guard is None else [self._guard]),
+                Admission(_REQUESTS),
+                Streams(_REQUESTS),
+            ],
         )
         checks = self._add_services(server, table, self._waits)
         try:

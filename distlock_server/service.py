@@ -33,16 +33,18 @@ from distlock_server.messages import (
 )
 from distlock_server.pending import Rank, TableRunningError
 from distlock_server.results import Results
-from distlock_server.state import Complete, Fail, Held, Record, Release, Storage
+from distlock_server.state import Complete, Fail, Held, Record, Release, Renew, Storage
 from distlock_server.status import Activity, guarded
-from distlock_server.store import Page
+from distlock_server.store import Counts, Page
 from distlock_server.table import Table
 from distlock_server.version import version
 from distlock_server.waits import SHARED_LOOK_S, Waits
 
 T = TypeVar("T")
+MessageT = TypeVar("MessageT")
+ChangeT = TypeVar("ChangeT", bound=batch.Change)
 
-_KEYS_PER_TURN: Final = 2_000
+_KEYS_PER_TURN: Final = 500
 """Keys handled before other requests get a turn on the event loop."""
 
 _RENEW_PAUSE_S: Final = 0.002
@@ -100,8 +102,7 @@ class LockTableService(pb_grpc.LockTableServicer):
     @guarded
     async def Claim(self, request: pb.ClaimRequest) -> pb.ClaimReply:
         """Ask for leases."""
-        keys = list(request.keys)
-        limits.check_keys(keys)
+        keys = limits.checked_keys(request.keys)
         limits.check_claim_id(request.claim_id)
         limits.check_ttl(request.ttl_ns)
         limits.check_text(request.owner, limits.MAX_OWNER_BYTES, "owner")
@@ -119,19 +120,7 @@ class LockTableService(pb_grpc.LockTableServicer):
     @guarded
     async def Renew(self, request: pb.RenewRequest) -> pb.RenewReply:
         """Keep leases alive; those that need no write are renewed without the committer."""
-        commands = [
-            (
-                renewal.holder.key,
-                state.Renew(
-                    renewal.holder.claim_id, renewal.holder.token, renewal.ttl_ns, renewal.started
-                ),
-            )
-            for renewal in request.renewals
-        ]
-        limits.check_keys([key for key, _ in commands], "renewals")
-        for key, command in commands:
-            limits.check_claim_id(command.claim_id, f"renewals of key {key!r}: claim_id")
-            limits.check_ttl(command.ttl_ns, f"renewals of key {key!r}: ttl_ns")
+        commands = await _parse_all(request.renewals, _parse_renewal, "renewals")
         items = await self._renew_at_once(commands)
         queued = [place for place, item in enumerate(items) if item is None]
         now_ns, revision = self._clock.now_ns(), self._table.revision
@@ -174,8 +163,7 @@ class LockTableService(pb_grpc.LockTableServicer):
     @guarded
     async def Settle(self, request: pb.SettleRequest) -> pb.SettleReply:
         """End leases."""
-        limits.check_keys([s.holder.key for s in request.settlements], "settlements")
-        commands = [(s.holder.key, _parse_settlement(s)) for s in request.settlements]
+        commands = await _parse_all(request.settlements, _parse_settlement, "settlements")
         for key, command in commands:
             if isinstance(command, Complete) and command.result.storage is Storage.SERVER:
                 await self._results.require(key, command)
@@ -198,8 +186,7 @@ class LockTableService(pb_grpc.LockTableServicer):
     @guarded
     async def Lookup(self, request: pb.LookupRequest) -> pb.LookupReply:
         """Read keys."""
-        keys = list(request.keys)
-        limits.check_keys(keys)
+        keys = limits.checked_keys(request.keys)
         items, now_ns, revision = await self._calls.run(keys, partial(batch.lookup, keys=keys))
         reply = pb.LookupReply(
             states=bytes(present_state(item.record, now_ns) for item in items), revision=revision
@@ -227,8 +214,7 @@ class LockTableService(pb_grpc.LockTableServicer):
     @guarded
     async def Wait(self, request: pb.WaitRequest) -> pb.WaitReply:
         """Wait for keys held by others."""
-        keys = list(request.keys)
-        limits.check_keys(keys)
+        keys = limits.checked_keys(request.keys)
         if not 0 <= request.timeout_ns <= limits.MAX_WAIT_NS:
             raise RequestError(
                 f"timeout_ns: {request.timeout_ns} ns, a wait lasts 0 to {limits.MAX_WAIT_NS} ns"
@@ -293,8 +279,7 @@ class LockTableService(pb_grpc.LockTableServicer):
         limits.check_text(request.namespace, limits.MAX_KEY_BYTES, "namespace")
         if request.prefix:
             end = prefix_end(request.prefix)
-            counts = await self._scan(partial(self._table.store.count_range, request.prefix, end))
-            is_complete = True
+            counts, is_complete = await self._count_range(request.prefix, end), True
         else:
             namespace = request.namespace.encode()
             counts, is_complete = await self._off_loop(partial(self._table.store.count, namespace))
@@ -307,13 +292,21 @@ class LockTableService(pb_grpc.LockTableServicer):
             revision=revision,
         )
 
+    async def _count_range(self, start: bytes, end: bytes) -> Counts:
+        """Count piece by piece: others that scan get their turns, and nobody's count ends."""
+        count_piece = self._table.store.count_piece
+        counts, next_start = await self._scan(partial(count_piece, start, end))
+        while next_start:
+            more, next_start = await self._scan(partial(count_piece, next_start, end))
+            counts = counts.plus(more)
+        return counts
+
     # -- undoing ----------------------------------------------------------------------------------
 
     @guarded
     async def Reset(self, request: pb.ResetRequest) -> pb.ResetReply:
         """Make keys absent."""
-        keys = list(request.keys)
-        limits.check_keys(keys)
+        keys = limits.checked_keys(request.keys)
         command = state.Reset(request.max_revision)
         answers = await self._apply([(key, command) for key in keys])
         return pb.ResetReply(
@@ -323,8 +316,7 @@ class LockTableService(pb_grpc.LockTableServicer):
     @guarded
     async def Invalidate(self, request: pb.InvalidateRequest) -> pb.InvalidateReply:
         """Make done keys absent whose result is unusable."""
-        limits.check_keys([item.key for item in request.invalidations], "invalidations")
-        commands = [(item.key, state.Invalidate(item.token)) for item in request.invalidations]
+        commands = await _parse_all(request.invalidations, _parse_invalidation, "invalidations")
         answers = await self._apply(commands)
         return pb.InvalidateReply(
             states=answer_states(answers.items, answers.now_ns), revision=answers.revision
@@ -388,17 +380,61 @@ def _settled_at_ns(seen: Items, n_wanted: int) -> int:
     return ends[n_wanted - 1] if ends else seen.now_ns
 
 
-def _parse_settlement(message: pb.Settlement) -> Complete | Fail | Release:
+async def _parse_all(
+    messages: Sequence[MessageT], parse: Callable[[MessageT], tuple[bytes, ChangeT]], field: str
+) -> list[tuple[bytes, ChangeT]]:
+    """Check the items of a request and take them out of their messages, in turns with others.
+
+    Raises:
+        RequestError: Names the key of the first that is wrong.
+    """
+    limits.check_count(len(messages), field)
+    commands: list[tuple[bytes, ChangeT]] = []
+    for message in messages:
+        commands.append(parse(message))
+        if len(commands) % _KEYS_PER_TURN == 0:
+            await asyncio.sleep(0)
+    limits.check_keys([key for key, _ in commands], field)
+    return commands
+
+
+def _parse_renewal(message: pb.Renewal) -> tuple[bytes, Renew]:
     holder = message.holder
-    field = f"settlements of key {holder.key!r}"
-    limits.check_claim_id(holder.claim_id, f"{field}: claim_id")
+    try:
+        limits.check_claim_id(holder.claim_id)
+        limits.check_ttl(message.ttl_ns)
+    except RequestError as error:
+        raise _of_key("renewals", holder.key, error) from None
+    return holder.key, Renew(holder.claim_id, holder.token, message.ttl_ns, message.started)
+
+
+def _parse_settlement(message: pb.Settlement) -> tuple[bytes, Complete | Fail | Release]:
+    holder = message.holder
+    try:
+        limits.check_claim_id(holder.claim_id)
+        return holder.key, _parse_how(message, holder)
+    except RequestError as error:
+        raise _of_key("settlements", holder.key, error) from None
+
+
+def _parse_how(message: pb.Settlement, holder: pb.Holder) -> Complete | Fail | Release:
     how = message.WhichOneof("how")
     if how == "complete":
-        result = parse_result(message.complete.result, f"{field}: result")
+        result = parse_result(message.complete.result, "result")
         return Complete(holder.claim_id, holder.token, result)
     if how == "fail":
-        limits.check_text(message.fail.error, limits.MAX_ERROR_BYTES, f"{field}: error")
+        limits.check_text(message.fail.error, limits.MAX_ERROR_BYTES, "error")
         return Fail(holder.claim_id, holder.token, message.fail.error)
     if how == "release":
         return Release(holder.claim_id, holder.token)
-    raise RequestError(f"{field}: neither complete, fail nor release is set")
+    raise RequestError("neither complete, fail nor release is set")
+
+
+def _parse_invalidation(message: pb.Invalidation) -> tuple[bytes, state.Invalidate]:
+    return message.key, state.Invalidate(message.token)
+
+
+def _of_key(field: str, key: bytes, error: RequestError) -> RequestError:
+    """Name the item that is wrong; its key first, if that is wrong as well."""
+    limits.check_key(key, field)
+    return RequestError(f"{field} of key {key!r}: {error}")

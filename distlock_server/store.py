@@ -10,7 +10,9 @@ renewals, which replace values, come from other threads.
 
 from __future__ import annotations
 
+import heapq
 import logging
+import operator
 import threading
 import uuid
 from collections.abc import Iterable
@@ -27,7 +29,6 @@ from distlock_server.group import (
     DamagedRecordError,
     Slot,
     counters_meta,
-    keys_within,
 )
 from distlock_server.oldbase import OldBase
 from distlock_server.state import Held, Record
@@ -52,6 +53,10 @@ class Counts(NamedTuple):
     held: int = 0
     expired: int = 0
     failed: int = 0
+
+    def plus(self, other: Counts) -> Counts:
+        """Add up."""
+        return Counts(*map(operator.add, self, other))
 
 
 class Store:
@@ -167,23 +172,29 @@ class Store:
 
     def count_range(self, start: bytes, end: bytes) -> Counts:
         """Count keys with start <= key < end by reading them; an empty `end` is open."""
+        counts, next_start = self.count_piece(start, end)
+        while next_start:
+            more, next_start = self.count_piece(next_start, end)
+            counts = counts.plus(more)
+        return counts
+
+    def count_piece(self, start: bytes, end: bytes) -> tuple[Counts, bytes]:
+        """Count the first keys of a range; say where the next piece starts, empty: nowhere."""
         done = held = expired = failed = 0
         now_ns = self._clock.now_ns()
-        while True:
-            page = self.engine.scan(start, end, _PAGE)
-            for key, raw in page:
-                kind = _kind(key, raw)
-                if kind is Kind.DONE:
-                    done += 1
-                elif kind is Kind.FAILED:
-                    failed += 1
-                elif cast("Held", self._record(key, raw)).is_expired(now_ns):
-                    expired += 1
-                else:
-                    held += 1
-            if len(page) < _PAGE:
-                return Counts(done, held, expired, failed)
-            start = page[-1][0] + b"\x00"
+        page = self.engine.scan(start, end, _PAGE)
+        for key, raw in page:
+            kind = _kind(key, raw)
+            if kind is Kind.DONE:
+                done += 1
+            elif kind is Kind.FAILED:
+                failed += 1
+            elif cast("Held", self._record(key, raw)).is_expired(now_ns):
+                expired += 1
+            else:
+                held += 1
+        next_start = page[-1][0] + b"\x00" if len(page) == _PAGE else b""
+        return Counts(done, held, expired, failed), next_start
 
     def read(self, keys: Iterable[bytes]) -> tuple[dict[bytes, Slot], int]:
         """Read what a group names; held keys are known already.
@@ -243,10 +254,12 @@ class Store:
     def _list_held(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, Record]]:
         with self.mutex:
             slots = list(self.held.items())
-        # Sorted without the mutex: with many held keys that takes a while.
-        records = {key: slot.record for key, slot in slots}
-        wanted = keys_within(sorted(records), start, end, limit)
-        return [(key, records[key]) for key in wanted]
+        # Without the mutex, and without a sort of all: with many held keys that takes a while, and
+        # no other thread can do anything meanwhile.
+        within = {
+            key: slot.record for key, slot in slots if start <= key and (not end or key < end)
+        }
+        return [(key, within[key]) for key in heapq.nsmallest(limit, within)]
 
     def _list_index(self, kind: Kind, start: bytes, end: bytes, limit: int) -> Page:
         """List by an index; the page is short where keys left the kind between the two reads."""

@@ -15,7 +15,6 @@ from distlock_server.group import (
     Group,
     Slot,
     index_puts,
-    keys_within,
     plan_write,
 )
 from distlock_server.state import Claim, Complete, Done, Fail, Held, Record, Release, Renew, Reset
@@ -201,12 +200,3 @@ def test_index_entries(was: Kind | None, now: Kind | None, entries: list[tuple[s
         codec.index_key(kinds[name], b"k"): (b"" if is_set else None) for name, is_set in entries
     }
     assert dict(index_puts(b"k", was, now)) == expected
-
-
-def test_keys_within() -> None:
-    """Ranges of sorted keys are half-open, and empty ends are open."""
-    keys = [b"a", b"b", b"c"]
-    assert keys_within(keys, b"", b"", 9) == keys
-    assert keys_within(keys, b"b", b"c", 9) == [b"b"]
-    assert keys_within(keys, b"aa", b"", 1) == [b"b"]
-    assert keys_within(keys, b"c", b"a", 9) == []

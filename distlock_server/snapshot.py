@@ -85,12 +85,20 @@ def _take(db: Path, folder: Path) -> bool:
                 shutil.copyfile(db / name, folder / name)
     except FileNotFoundError:
         return False
-    manifest = (folder / "CURRENT").read_text(encoding="ascii").strip()
+    manifest = _manifest(folder)
     return (
         _names(db) == before
-        and (db / "CURRENT").read_text(encoding="ascii").strip() == manifest
+        and _manifest(db) == manifest
         and (db / manifest).stat().st_size == (folder / manifest).stat().st_size
     )
+
+
+def _manifest(db: Path) -> str:
+    """Give the name of the manifest that a database says is its own."""
+    name = (db / "CURRENT").read_text(encoding="ascii", errors="replace").strip()
+    if not name.startswith("MANIFEST-") or not name.isprintable() or "/" in name:
+        raise SnapshotError(f"{db / 'CURRENT'} is damaged, it names no manifest: restore a backup")
+    return name
 
 
 def _is_log(name: str) -> bool:

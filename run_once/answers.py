@@ -184,6 +184,7 @@ def read_results(
     Raises:
         ServerError: The reply does not fit the request.
     """
+    check(len(reply.states) == len(keys), type(reply).__name__)
     done = [
         key for key, state in zip(keys, reply.states, strict=True) if state == pb.KEY_STATE_DONE
     ]

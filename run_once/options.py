@@ -202,7 +202,10 @@ def _path(value: Any) -> str:
     """Check the path of a file or folder."""
     if not isinstance(value, (str, Path)) or not str(value):
         raise BadValueError("a path is expected")
-    return str(Path(value).expanduser().absolute())
+    try:
+        return str(Path(value).expanduser().absolute())
+    except (RuntimeError, ValueError):
+        raise BadValueError("a path is expected; after ~ a user who has a home folder") from None
 
 
 def _results(value: Any) -> str:

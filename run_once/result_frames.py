@@ -54,6 +54,9 @@ _SIGNED_BYTES: Final = _HEAD.size + _MAC_BYTES
 HEADER_BYTES: Final = _SIGNED_BYTES + _CRC.size
 """What signing adds to a value, in bytes."""
 
+_MAX_EXPANSION: Final = 1_100
+"""Deflate cannot do better than about 1,030 to 1: no more memory is made ready than that."""
+
 _ENTRY: Final = struct.Struct(">BQQ")  # codec, bytes as stored, bytes as they were
 _LEVEL: Final = 1
 _SAMPLES: Final = 4
@@ -365,6 +368,8 @@ def _raw(part: memoryview, codec: int, size_bytes: int) -> memoryview:
         return part
     if codec != CODEC_ZLIB:
         raise _UnknownCodecError(codec)
+    if size_bytes > len(part) * _MAX_EXPANSION:
+        raise ValueError(f"{len(part)} compressed bytes cannot be {size_bytes} bytes")
     room = aligned_buffer(size_bytes)
     unpacker = zlib.decompressobj()
     end = 0

@@ -113,6 +113,7 @@ def _main() -> None:
             f"-atheris_runs={given.runs}",
             f"-seed={given.seed % (2**32 - 1) or 1}",
             f"-max_len={MAX_BYTES}",
+            "-len_control=0",
             f"-rss_limit_mb={MAX_MEMORY_MIB}",
             f"-timeout={ONE_RUN_S}",
             str(corpus),

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError, Message
 
+from distlock_proto import legacy_pb2
 from distlock_proto import lock_table_pb2 as pb
 from distlock_server import codec, wire
 from distlock_server.codec import CodecError, Opened
@@ -36,6 +38,22 @@ Run = Callable[[bytes], None]
 
 _OPENED: Final = Opened(10**12, 10**18)
 _KEY, _TOKEN, _SECRET = b"key", 7, b"the secret of the fuzzer"
+_HOLDER: Final = pb.Holder(key=b"k", claim_id=b"i" * 16, token=1)
+_LOCK: Final = legacy_pb2.Lock(global_id="k", expires_in=Duration(seconds=9), data=b"d")
+_ACQUIRE: Final = legacy_pb2.AcquireLockRequest(lock=_LOCK)
+_WELL_FORMED: Final[tuple[Message, ...]] = (
+    pb.ClaimRequest(keys=[b"k", b"l"], claim_id=b"i" * 16, ttl_ns=10**9, owner="o"),
+    pb.RenewRequest(renewals=[pb.Renewal(holder=_HOLDER, ttl_ns=10**10, started=True)]),
+    pb.SettleRequest(settlements=[pb.Settlement(holder=_HOLDER, fail=pb.Fail(error="e"))]),
+    pb.SettleRequest(settlements=[pb.Settlement(holder=_HOLDER, complete=pb.Complete())]),
+    pb.LookupRequest(keys=[b"k"], want_infos=True, want_results=True),
+    pb.WaitRequest(keys=[b"k"], timeout_ns=10**9),
+    pb.ResetRequest(keys=[b"k"], max_revision=9),
+    legacy_pb2.AcquireManyRequest(requests=[_ACQUIRE] * 2),
+    legacy_pb2.ProcessBatchRequest(
+        requests=[legacy_pb2.AnyRequest(acquire_lock_request=_ACQUIRE)], is_synchronized=True
+    ),
+)
 _LONGER_LIFE: Final = 2_000
 """Requests to one table before the next starts empty: what was found is then found again."""
 
@@ -138,6 +156,12 @@ def _requests(methods: list[Method], folder: Path) -> Target:
         for number, method in enumerate(methods)
         for _ in range(5)
     ]
+    for number, method in enumerate(methods):
+        examples += [
+            bytes([number]) + request.SerializeToString()
+            for request in _WELL_FORMED
+            if isinstance(request, method.request)
+        ]
     return Target(run, examples)
 
 
@@ -236,7 +260,11 @@ def _frames(folder: Path) -> Target:
         if whole not in genuine:
             _load(whole)
 
-    return Target(run, sorted(genuine))
+    of_others = [
+        bytes(result_frames.dump(value, key=_KEY, token=_TOKEN + 1, secret=_SECRET))
+        for value in (1, "text" * 3_000)
+    ]
+    return Target(run, of_others)
 
 
 def _signed_frames(folder: Path) -> Target:

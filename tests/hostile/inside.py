@@ -82,6 +82,8 @@ class Inside:
     def __init__(self, folder: Path) -> None:
         """Make them; large values go to the folder."""
         self.loop = asyncio.new_event_loop()
+        self.loop.set_exception_handler(self._failed)
+        self._failures: list[str] = []
         self._folder = folder
         self.renew()
 
@@ -98,8 +100,17 @@ class Inside:
         self._services: list[tuple[list[Method], Any]] = [(LOCK_TABLE, service), (LEGACY, legacy)]
 
     def call(self, method: Method, raw: bytes) -> Answer:
-        """Send the bytes of a request."""
-        return self.loop.run_until_complete(self._call(method, raw))
+        """Send the bytes of a request.
+
+        Raises:
+            AssertionError: It would have ended the committer, and the server with it.
+        """
+        answer = self.loop.run_until_complete(self._call(method, raw))
+        assert not self._failures, self._failures
+        return answer
+
+    def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self._failures.append(f"{context['message']}: {context.get('exception')!r}")
 
     async def _call(self, method: Method, raw: bytes) -> Answer:
         service: Any = next(one for methods, one in self._services if method in methods)

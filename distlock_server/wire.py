@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError, Message
 from distlock_server.limits import MAX_PARTS_PER_REQUEST, RequestError
 from distlock_server.status import status_of
 
-_COUNTED_FROM_BYTES: Final = 65_536
+_COUNTED_FROM_BYTES: Final = 262_144
 """Shorter requests cannot have so many items that it matters."""
 
 _PARTS_PER_TURN: Final = 4_000

@@ -17,7 +17,7 @@ from distlock_server.engines.memory import MemoryEngine
 from distlock_server.group import Group
 from distlock_server.legacy_service import LegacyService
 from distlock_server.limits import RequestError
-from distlock_server.pending import Pending
+from distlock_server.pending import Pending, Rank
 from distlock_server.results import Results
 from distlock_server.service import LockTableService
 from distlock_server.status import Activity, status_of
@@ -65,9 +65,14 @@ class _SteppedTable(Table):
     loop: asyncio.AbstractEventLoop
 
     def submit(
-        self, keys: Sequence[bytes], run: Callable[[Group], T], context: object = None
+        self,
+        keys: Sequence[bytes],
+        run: Callable[[Group], T],
+        context: object = None,
+        *,
+        rank: Rank = Rank.OTHER,
     ) -> Pending[T]:
-        pending = super().submit(keys, run, context)
+        pending = super().submit(keys, run, context, rank=rank)
         self.loop.call_soon(self.step_once)
         return pending
 

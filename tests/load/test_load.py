@@ -25,7 +25,6 @@ from tests.load.clients import (
 )
 from tests.load.load import (
     rss_mb,
-    run_load,
     start_on_slow_disk,
     terminate_under_load,
     until,
@@ -246,9 +245,3 @@ def _can_connect(server: ServerProcess) -> bool:
     except Exception:  # noqa: BLE001 - it is tried again
         return False
     return True
-
-
-@pytest.mark.soak
-def test_load_soak(tmp_path: Path, shim: Path, seed: int, report: Callable[[str], None]) -> None:
-    """All of it at once, with the server's own limits."""
-    report(f"seed {seed}: {dict(run_load(tmp_path, shim, seed))}")

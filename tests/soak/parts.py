@@ -27,6 +27,9 @@ from tests.faults.test_corruption import Written, flip_often
 from tests.faults.test_failpoints import PROFILES as CRASH_PROFILES
 from tests.faults.test_failpoints import UNDER_LOAD
 from tests.faults.test_power_cuts import fail_sync, run_cuts
+from tests.hostile import fuzz
+from tests.hostile.requests import run_hostile
+from tests.load.load import run_load
 from tests.servers import ServerProcess
 from tests.simulation.planted_bugs import BUGS, MAX_SEEDS, PAGE, find, known_seeds
 from tests.simulation.seeds import run_seeds
@@ -40,6 +43,8 @@ N_CRASHES: Final = 8
 N_ERRORS: Final = 4
 N_FLIPS: Final = 200
 N_BATCHED: Final = 150_000
+N_HOSTILE: Final = 2_500
+N_FUZZED: Final = 8_000
 
 Run: TypeAlias = Callable[[Path, int], Counter[str]]
 
@@ -165,6 +170,27 @@ def linearize(folder: Path, seed: int) -> Counter[str]:
     return Counter(tried=1, operations=checked.n_ops, undecided=checked.n_undecided)
 
 
+# -- input from outside, and load ----------------------------------------------------------------
+
+
+def be_hostile(folder: Path, seed: int) -> Counter[str]:
+    """Send hostile requests."""
+    return run_hostile(folder, seed, N_HOSTILE)
+
+
+def fuzz_all(folder: Path, seed: int) -> Counter[str]:
+    """Fuzz each target."""
+    figures: Counter[str] = Counter()
+    for name in fuzz.TARGETS:
+        figures.update(fuzz.run_target(name, seed % 2**31, N_FUZZED))
+    return figures
+
+
+def load(folder: Path, seed: int) -> Counter[str]:
+    """Load a server with a thousand connections, slow syncs and large requests."""
+    return run_load(folder, build_shim(folder), seed)
+
+
 # -- suites --------------------------------------------------------------------------------------
 
 
@@ -211,6 +237,9 @@ PARTS: Final[dict[str, Part]] = {
     "flipped bits rocksdb": Part(partial(flip_bits, "rocksdb"), 3),
     "pauses and partitions": Part(disturb, 8, "120"),
     "linearizability": Part(linearize, 2),
+    "hostile requests": Part(be_hostile, 8, "100,000"),
+    "fuzzing": Part(fuzz_all, 12, "1,000,000", limit_s=900.0),
+    "load": Part(load, 3),
     "planted bugs": Part(plant_bugs, 0, "all", times_an_hour=1),
     "security matrix": Part(partial(suite, SECURITY), 0, "every cell", times_an_hour=1),
     "joblib's own tests": slow_suite("test_joblib_suite.py", 1_800, 3_600),

@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help .venv demo test check proto proto-check bench soak clean
+.PHONY: help .venv demo test check proto proto-check bench bench-growth soak clean
 
 help:  ## list the targets
 	@sed -n 's/^\([.a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -37,8 +37,11 @@ proto: $(STAMP)  ## generate proto/distlock_proto/*_pb2* from the contracts
 proto-check: $(STAMP)  ## fail if the generated code is stale
 	$(BIN)/python proto/generate.py --check
 
-bench: $(STAMP)  ## measure; results go to benchmarks/results
+bench: $(STAMP)  ## measure beside every peer, a quarter of an hour; results go to benchmarks/results
 	$(BIN)/python benchmarks/run.py
+
+bench-growth: $(STAMP)  ## the same question as in bench with 50 million keys: minutes, 5 GB of disk
+	$(BIN)/python benchmarks/growth.py 1000000 50000000
 
 soak: $(STAMP)  ## try for an hour to break every promise (SOAK_S=, SOAK_PARTS=, SOAK_SEED=)
 	$(BIN)/python -m tests.soak

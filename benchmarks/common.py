@@ -1,44 +1,83 @@
-"""What the benchmarks share: a server of their own, medians, tables, JSON."""
+"""What the benchmarks share: servers of their own, turns, rates, processor time."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
-RESULTS = Path(__file__).parent / "results"
+import psutil
+
+from run_once.channel import GrpcTransport
+from run_once.client import LockClient
+from tests.servers import ServerProcess
+
+HERE = Path(__file__).parent
+CHILD_LIMIT_S = 300.0
+
+
+class Sample(NamedTuple):
+    """One run: what was measured, and the server's processor time for each key in microseconds."""
+
+    value: float
+    server_us: float = math.nan
 
 
 @contextmanager
-def lock_server() -> Iterator[str]:
-    """Run a lock server on a temporary database, and point the environment at it."""
-    with tempfile.TemporaryDirectory(prefix="run-once-bench-") as folder:
-        port_file = Path(folder) / "port"
-        server = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "distlock_server", f"--db={folder}/db"),
-                *("--port=0", f"--port_file={port_file}", "--log_level=warning"),
-            ]
-        )
+def lock_server(folder: Path | None = None) -> Iterator[ServerProcess]:
+    """Run a lock server on the database in a folder, and point the environment at it.
+
+    Args:
+        folder: Its database is in `db` of this; None: a temporary one.
+    """
+    with tempfile.TemporaryDirectory(prefix="run-once-bench-") as made:
+        server = ServerProcess(folder or Path(made), "--log_level=warning")
         try:
-            deadline_s = time.monotonic() + 30
-            while not port_file.exists():
-                if server.poll() is not None or time.monotonic() > deadline_s:
-                    raise SystemExit("the lock server did not start")
-                time.sleep(0.02)
-            address = f"127.0.0.1:{port_file.read_text().strip()}"
-            os.environ |= {"RUN_ONCE_ADDRESS": address, "RUN_ONCE_CONFIG_DIR": f"{folder}/config"}
-            yield address
+            server.start()
+            point_at(server.address, Path(made))
+            yield server
         finally:
-            server.terminate()
-            server.wait()
+            server.close()
+
+
+def point_at(address: str, config: Path) -> None:
+    """Have this process and its children use a server."""
+    os.environ |= {"RUN_ONCE_ADDRESS": address, "RUN_ONCE_CONFIG_DIR": str(config / "config")}
+
+
+@contextmanager
+def delayed(address: str, round_trip_ms: float) -> Iterator[str]:
+    """Give a server's address behind a longer network."""
+    proxy = subprocess.Popen(
+        [sys.executable, str(HERE / "delay_proxy.py"), address, str(round_trip_ms)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert proxy.stdout is not None
+    try:
+        yield f"127.0.0.1:{proxy.stdout.readline().strip()}"
+    finally:
+        proxy.terminate()
+        proxy.wait()
+        proxy.stdout.close()
+
+
+@contextmanager
+def our_client(address: str) -> Iterator[LockClient]:
+    """Give a client with a connection of its own."""
+    client = LockClient(GrpcTransport(address), owner="benchmark")
+    try:
+        yield client
+    finally:
+        client.close()
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -48,19 +87,85 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - started_s
 
 
-def medians(runs: int, *measures: Callable[[], float]) -> list[float]:
-    """Take turns: A B A B ...; give each one's median."""
-    taken = [[measure() for measure in measures] for _ in range(runs)]
-    return [statistics.median(column) for column in zip(*taken, strict=True)]
+def take_turns(runs: int, sides: Mapping[str, Callable[[], Sample]]) -> dict[str, list[Sample]]:
+    """Run A B A B ..., so that a noisy minute meets all of them; give each one's samples."""
+    taken: dict[str, list[Sample]] = {name: [] for name in sides}
+    for _ in range(runs):
+        for name, side in sides.items():
+            taken[name].append(side())
+    return taken
 
 
-def show(title: str, header: Sequence[str], rows: Sequence[Sequence[object]], name: str) -> None:
-    """Print a table and keep it as JSON."""
-    print(f"\n{title}\n")
-    print("| " + " | ".join(header) + " |")
-    print("|" + "---|" * len(header))
-    for row in rows:
-        print("| " + " | ".join(str(cell) for cell in row) + " |")
-    RESULTS.mkdir(exist_ok=True)
-    content = {"title": title, "header": list(header), "rows": [list(row) for row in rows]}
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1))
+def cpu_s(pid: int | None) -> float:
+    """Give the processor time that a process has used, in seconds; nan for no process."""
+    if pid is None:
+        return math.nan
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def rate(count: int, run: Callable[[], object], pid: int | None = None) -> Sample:
+    """Time one run over so many keys: keys a second, and what each cost the server."""
+    before_s = cpu_s(pid)
+    took_s = seconds(run)
+    return Sample(count / took_s, (cpu_s(pid) - before_s) / count * 1e6)
+
+
+def sized(first: int, most: int, goal_s: float, run: Callable[[int], object]) -> int:
+    """Find how many keys make a run of about `goal_s`, by runs that grow; at most `most`."""
+    count = first
+    run(first)  # connects, imports
+    while True:
+        took_s = seconds(lambda count=count: run(count))  # type: ignore[misc]
+        if count >= most or took_s >= goal_s / 3:
+            return max(1, min(most, round(count * goal_s / took_s)))
+        count = min(most, count * 4)
+
+
+class Child:
+    """A process of ours that is told its job, says when it is ready, and starts when told to."""
+
+    def __init__(self, script: str, job: Mapping[str, Any]) -> None:
+        """Start it, and wait until it is ready."""
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / script), json.dumps(job)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self.said = self._process.stdout.readline().strip()
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def go(self) -> None:
+        """Have it start."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
+    def result(self) -> Any:
+        """Wait for what it has to say."""
+        out, _ = self._process.communicate(timeout=CHILD_LIMIT_S)
+        if self._process.returncode:
+            raise SystemExit(f"a child ended with {self._process.returncode}")
+        return json.loads(out)
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def child_job() -> Any:
+    """Give a child its job."""
+    return json.loads(sys.argv[1])
+
+
+def child_ready(said: str = "ready") -> None:
+    """Say that this child is ready, and wait for the start."""
+    print(said, flush=True)
+    sys.stdin.readline()

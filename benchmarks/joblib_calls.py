@@ -1,39 +1,37 @@
-"""What does the backend cost beside plain joblib, and what does a hit cost beside joblib.Memory?
+"""What does the backend cost beside plain joblib and dask, and a hit beside joblib.Memory?
 
     python benchmarks/joblib_calls.py [cold] [warm] [delay] [shared]
 
-Ratios are of medians within one run, the two sides taking turns.
+Ratios are of runs of one turn, the sides taking turns.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import logging
 import resource
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import joblib
 import numpy as np
 
 import run_once
-from common import lock_server, medians, seconds, show
+from common import Sample, delayed, lock_server, rate, seconds, take_turns
+from report import Report, ratio, run
 from run_once.call_keys import CallKeyer
 
-RUNS = 5
+TITLE = "joblib: plain, dask, joblib.Memory and run_once"
 COLD, COLD_S = 4_000, 0.001
 WARM, WARM_MEMORY = 100_000, 5_000
 DELAYED, DELAYED_S, DELAY_MS = 400, 0.010, 5
 SHARING, SHARED_BYTES = 20, 200_000_000
+WORKERS = 2
 _namespaces = itertools.count()
-
-Row = tuple[str, str, str]
 
 
 def nap(_x: int) -> None:
@@ -71,93 +69,126 @@ def run_calls(
     """Time a Parallel, in seconds; ours in a new namespace unless one is given."""
     if backend == "run_once":
         options.setdefault("namespace", f"run-{next(_namespaces)}")
-    parallel = joblib.Parallel(backend=backend, **{"n_jobs": 2, **options})
+    parallel = joblib.Parallel(backend=backend, **{"n_jobs": WORKERS, **options})
     return seconds(lambda: parallel(joblib.delayed(func)(x) for x in range(count)))
 
 
-def cold() -> list[Row]:
-    """Short calls that nobody has done yet, beside plain loky."""
-    rows = []
-    bodies: dict[str, Callable[[int], object]] = {"sleeps": nap, "computes": compute}
-    for what, func in bodies.items():
-        plain_s, ours_s = medians(
-            RUNS, partial(run_calls, func, COLD, "loky"), partial(run_calls, func, COLD)
+def cold(report: Report) -> None:
+    """Short calls that nobody has done yet, beside plain loky and clusters."""
+    count = report.pick(COLD, 50)
+    for what, func in {"sleeps": nap, "computes": compute}.items():
+        sides: dict[str, Callable[[], Sample]] = {
+            "plain loky": lambda f=func: parallel_rate(f, count, "loky"),  # type: ignore[misc]
+            "run_once, cold": lambda f=func: parallel_rate(f, count),  # type: ignore[misc]
+        }
+        with ExitStack() as stack:
+            sides |= clusters(report, stack, func, count)
+            for side in sides.values():
+                side()  # starts workers
+            taken = take_turns(report.runs, sides)
+        for name, samples in taken.items():
+            title = f"{name}, body {what}"
+            report.add(title, samples, "calls/s", f"{count:,} x 1 ms, {WORKERS} workers")
+            if name != "run_once, cold":
+                add_ratio(report, f"run_once beside {title}", taken["run_once, cold"], samples)
+
+
+def clusters(
+    report: Report, stack: ExitStack, func: Callable[[int], object], count: int
+) -> dict[str, Callable[[], Sample]]:
+    """Start the local clusters that are installed; give a run of each."""
+    sides: dict[str, Callable[[], Sample]] = {}
+    if importlib.util.find_spec("distributed") is None:
+        report.skip("dask is not installed")
+    elif not report.quick:
+        from distributed import Client, LocalCluster  # noqa: PLC0415 - optional
+
+        start_cluster: Any = LocalCluster  # untyped
+        connect: Any = Client
+        cluster = stack.enter_context(
+            start_cluster(
+                n_workers=WORKERS,
+                threads_per_worker=1,
+                dashboard_address=None,
+                silence_logs=logging.ERROR,
+            )
         )
-        title = f"{COLD:,} x 1 ms, 2 workers, body {what}"
-        rows += [
-            (f"{title}: plain loky", f"{COLD / plain_s:,.0f}", "1"),
-            (f"{title}: run_once, cold", f"{COLD / ours_s:,.0f}", f"{plain_s / ours_s:.2f}"),
-        ]
-    return rows
+        client = stack.enter_context(connect(cluster))
+
+        def dask() -> Sample:
+            return rate(count, lambda: client.gather(client.map(func, range(count), pure=False)))
+
+        sides["dask, client.map"] = dask
+        sides["dask through joblib"] = lambda: parallel_rate(func, count, "dask")
+    if importlib.util.find_spec("ray") is None:
+        report.skip("ray is not installed")
+    elif not report.quick:
+        sides["ray"] = ray_side(stack, func, count)
+    return sides
 
 
-def warm() -> list[Row]:
+def ray_side(stack: ExitStack, func: Callable[[int], object], count: int) -> Callable[[], Sample]:
+    """Start a local ray; give a run of it."""
+    import ray  # noqa: PLC0415 - optional
+
+    ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
+    stack.callback(ray.shutdown)
+    remote = ray.remote(func)
+    return lambda: rate(count, lambda: ray.get([remote.remote(x) for x in range(count)]))
+
+
+def warm(report: Report) -> None:
     """Calls that are all done, beside joblib.Memory's hits; and the memory that takes."""
+    count, count_memory = report.pick(WARM, 500), report.pick(WARM_MEMORY, 50)
     with tempfile.TemporaryDirectory() as folder:
         cached = joblib.Memory(folder, verbose=0).cache(nothing)
-        run_calls(nothing, WARM, namespace="warm")
-        for x in range(WARM_MEMORY):
+        run_calls(nothing, count, namespace="warm")
+        for x in range(count_memory):
             cached(x)
         before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        memory_s, ours_s = medians(
-            RUNS,
-            lambda: seconds(lambda: [cached(x) for x in range(WARM_MEMORY)]),
-            lambda: run_calls(nothing, WARM, namespace="warm"),
+        taken = take_turns(
+            report.runs,
+            {
+                "memory": lambda: rate(
+                    count_memory, lambda: [cached(x) for x in range(count_memory)]
+                ),
+                "ours": lambda: Sample(count / run_calls(nothing, count, namespace="warm")),
+            },
         )
         grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024
-        report = run_once.last_report()
-        assert report is not None
-        assert report.hits == WARM
-    memory_rate, our_rate = WARM_MEMORY / memory_s, WARM / ours_s
-    return [
-        (f"joblib.Memory, {WARM_MEMORY:,} hits", f"{memory_rate:,.0f}", "1"),
-        (f"run_once, {WARM:,} hits", f"{our_rate:,.0f}", f"{our_rate / memory_rate:.1f}"),
-        (f"run_once, memory grown in {RUNS} more runs", f"{grown_mb:.0f} MB", ""),
-    ]
+    last = run_once.last_report()
+    assert last is not None
+    assert last.hits == count
+    report.add(f"joblib.Memory, {count_memory:,} hits", taken["memory"], "calls/s")
+    report.add(f"run_once, {count:,} hits", taken["ours"], "calls/s")
+    add_ratio(report, "run_once beside joblib.Memory, hits", taken["ours"], taken["memory"])
+    report.value(f"run_once, memory grown in {report.runs} more runs", grown_mb, "MB")
 
 
-@contextmanager
-def delayed(address: str) -> Iterator[str]:
-    """Give the server's address behind a longer network."""
-    proxy = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("delay_proxy.py")), address, str(DELAY_MS)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert proxy.stdout is not None
-    try:
-        yield f"127.0.0.1:{proxy.stdout.readline().strip()}"
-    finally:
-        proxy.terminate()
-        proxy.wait()
-        proxy.stdout.close()
-
-
-def delay(address: str) -> list[Row]:
+def delay(report: Report, address: str) -> None:
     """Calls over a longer network, beside the same without."""
     options: dict[str, Any] = {"n_jobs": 8, "inner": "threading"}
-    with delayed(address) as far:
-        plain_s, near_s, far_s = medians(
-            RUNS,
-            lambda: run_calls(nap_longer, DELAYED, "threading", n_jobs=8),
-            lambda: run_calls(nap_longer, DELAYED, address=address, **options),
-            lambda: run_calls(nap_longer, DELAYED, address=far, **options),
+    count = report.pick(DELAYED, 20)
+    with delayed(address, DELAY_MS) as far:
+        taken = take_turns(
+            report.runs,
+            {
+                "plain threading": lambda: parallel_rate(nap_longer, count, "threading", n_jobs=8),
+                "run_once": lambda: parallel_rate(nap_longer, count, address=address, **options),
+                "far": lambda: parallel_rate(nap_longer, count, address=far, **options),
+            },
         )
-    title = f"{DELAYED} x 10 ms, 8 threads"
-    return [
-        (f"{title}: plain threading", f"{DELAYED / plain_s:,.0f}", ""),
-        (f"{title}: run_once", f"{DELAYED / near_s:,.0f}", "1"),
-        (
-            f"{title}: run_once, {DELAY_MS} ms more",
-            f"{DELAYED / far_s:,.0f}",
-            times(far_s / near_s),
-        ),
-    ]
+    for name, samples in taken.items():
+        what = f"run_once, {DELAY_MS} ms more" if name == "far" else name
+        report.add(f"{what}, 8 threads", samples, "calls/s", f"{count} x 10 ms")
+    what = f"run_once with {DELAY_MS} ms more beside without"
+    add_ratio(report, what, taken["far"], taken["run_once"])
 
 
-def shared() -> list[Row]:
+def shared(report: Report) -> None:
     """Calls that share one large array, beside the hash of it alone."""
-    array = np.random.default_rng(0).random(SHARED_BYTES // 8)
+    n_bytes = report.pick(SHARED_BYTES, 2_000_000)
+    array = np.random.default_rng(0).random(n_bytes // 8)
 
     def once() -> float:
         keyer = CallKeyer()
@@ -172,37 +203,39 @@ def shared() -> list[Row]:
         made = joblib.Parallel(n_jobs=2, backend="run_once", inner="threading", namespace=namespace)
         return seconds(lambda: made(joblib.delayed(first_of)(x, array) for x in range(SHARING)))
 
-    one_s, all_s, parallel_s = medians(RUNS, once, all_keys, parallel)
-    title = f"{SHARED_BYTES // 10**6} MB array"
-    return [
-        (f"{title}: one key", milliseconds(one_s), "1"),
-        (f"{title}: keys of {SHARING} calls", milliseconds(all_s), times(all_s / one_s)),
-        (f"{title}: {SHARING} calls, threads", milliseconds(parallel_s), times(parallel_s / one_s)),
-    ]
+    sides = {"one key": once, f"keys of {SHARING} calls": all_keys, f"{SHARING} calls": parallel}
+    taken = take_turns(
+        report.runs,
+        {name: lambda side=side: Sample(1000 * side()) for name, side in sides.items()},  # type: ignore[misc]
+    )
+    for name, samples in taken.items():
+        report.add(f"array of {n_bytes // 10**6} MB: {name}", samples, "ms")
+        if name != "one key":
+            add_ratio(report, f"{name} beside one key, time", samples, taken["one key"])
 
 
-def milliseconds(duration_s: float) -> str:
-    """Write a duration."""
-    return f"{duration_s * 1000:.0f} ms"
+def parallel_rate(func: Callable[[int], object], count: int, *args: Any, **options: Any) -> Sample:
+    """Run a Parallel; give its calls a second."""
+    return Sample(count / run_calls(func, count, *args, **options))
 
 
-def times(ratio: float) -> str:
-    """Write a ratio of durations, where less is better."""
-    return f"{ratio:.2f} x the time"
+def add_ratio(report: Report, what: str, ours: list[Sample], peer: list[Sample]) -> None:
+    """Add a line with a ratio."""
+    report.value(what, ratio(ours, peer), "x")
 
 
-def main(only: Sequence[str]) -> None:
-    """Measure and print."""
-    with lock_server() as address:
-        questions: dict[str, Callable[[], list[Row]]] = {
-            "cold": cold,
-            "warm": warm,
-            "delay": lambda: delay(address),
-            "shared": shared,
+def measure(report: Report) -> None:
+    """Measure the parts that are asked for."""
+    with lock_server() as server:
+        questions: dict[str, Callable[[], None]] = {
+            "cold": lambda: cold(report),
+            "warm": lambda: warm(report),
+            "delay": lambda: delay(report, server.address),
+            "shared": lambda: shared(report),
         }
-        rows = [row for name in only or questions for row in questions[name]()]
-    show(f"joblib, medians of {RUNS}", ("what", "calls/s", "ratio"), rows, "joblib_calls")
+        for name in report.parts or questions:
+            questions[name]()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run("joblib_calls", TITLE, measure)

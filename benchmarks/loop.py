@@ -1,4 +1,4 @@
-"""How much does the loop cost? `DistributedIterator` with an empty body, cold and done.
+"""How much does the loop cost? An empty body, `timeout=None`, one process, beside that of 2021.
 
 python benchmarks/loop.py
 """
@@ -6,63 +6,54 @@ python benchmarks/loop.py
 from __future__ import annotations
 
 import itertools
-import tempfile
-from pathlib import Path
 
-from common import lock_server, medians, seconds, show
+import limits
+from common import lock_server, rate, sized, take_turns
+from peers import Client2021, running_2021
+from report import Report, median, ratio, run
 from run_once import DistributedIterator
 
-COLD = 1_000
-DONE = 20_000
+TITLE = "The loop with an empty body, one process"
 _runs = itertools.count()
 
 
-def loop(keys: list[str], namespace: str) -> None:
-    """Run the loop with an empty body."""
-    for _ in DistributedIterator(keys, namespace=namespace):
+def keys(count: int, prefix: str = "key") -> list[str]:
+    """Give short keys."""
+    return [f"{prefix}-{number:07d}" for number in range(count)]
+
+
+def loop(count: int) -> None:
+    """Run our loop over new keys."""
+    for _ in DistributedIterator(keys(count), namespace=f"cold-{next(_runs)}"):
         pass
 
 
-def synced_writes(count: int) -> None:
-    """Write and sync a small file so often: this disk's limit for one change at a time."""
-    import os  # noqa: PLC0415 - used here alone
-
-    with tempfile.TemporaryDirectory() as folder:
-        descriptor = os.open(Path(folder) / "log", os.O_WRONLY | os.O_CREAT)
-        try:
-            for _ in range(count):
-                os.write(descriptor, b"x" * 100)
-                os.fdatasync(descriptor)
-        finally:
-            os.close(descriptor)
+def loop_2021(client: Client2021, count: int) -> None:
+    """Run the loop of 2021 over new keys, each one settled as it asks for."""
+    for key in client.loop(keys(count, f"cold-{next(_runs)}")):
+        client.notify_success(key)
 
 
-def main() -> None:
-    """Measure and print."""
-    keys = [f"key-{number:07d}" for number in range(DONE)]
-    with lock_server():
-        for first in range(0, DONE, 10_000):
-            from run_once import load_config  # noqa: PLC0415 - after the server is up
-            from run_once.keys import stored_key  # noqa: PLC0415
-            from run_once.task import Ending, Session  # noqa: PLC0415
-
-            session = Session.get(load_config())
-            part = [stored_key(key, namespace="done") for key in keys[first : first + 10_000]]
-            leases = session.claim(part, ttl_s=60, keep_alive=False).leases
-            session.settle([Ending(lease, "complete") for lease in leases])
-        cold_s, done_s, disk_s = medians(
-            5,
-            lambda: seconds(lambda: loop(keys[:COLD], f"cold-{next(_runs)}")),
-            lambda: seconds(lambda: loop(keys, "done")),
-            lambda: seconds(lambda: synced_writes(COLD)),
-        )
-    rows = [
-        ("claim, empty body, complete", COLD, f"{COLD / cold_s:,.0f}"),
-        ("skip keys that are done", DONE, f"{DONE / done_s:,.0f}"),
-        ("limit: one synced write each on this disk", COLD, f"{COLD / disk_s:,.0f}"),
-    ]
-    show("The loop, one process, medians of 5", ("what", "keys", "keys/s"), rows, "loop")
+def measure(report: Report) -> None:
+    """Measure both, taking turns."""
+    with lock_server() as server, running_2021(report) as old:
+        sides = {}
+        most = report.pick(100_000, 200)
+        count = sized(50, most, report.goal_s(2), loop)
+        sides["ours"] = lambda: rate(count, lambda: loop(count), server.pid)
+        if old is not None:
+            client = old.client
+            count_2021 = sized(50, most, report.goal_s(2), lambda n: loop_2021(client, n))
+            sides["2021"] = lambda: rate(count_2021, lambda: loop_2021(client, count_2021), old.pid)
+        taken = take_turns(report.runs, sides)
+    report.add("run-once", taken["ours"], how=f"for key in DistributedIterator({count:,} keys)")
+    limits.disk(report)
+    report.at_least("keys/s", median(taken["ours"]), 30_000, "keys/s")
+    if "2021" in taken:
+        how = "chunksize=10: AcquireMany(10, max_acquired_locks=1), notify_success: AcquireLock"
+        report.add("run-once 0.4.2, not synced", taken["2021"], how=how)
+        report.at_least("beside the loop of 2021", ratio(taken["ours"], taken["2021"]), 40)
 
 
 if __name__ == "__main__":
-    main()
+    run("loop", TITLE, measure)

@@ -1,0 +1,78 @@
+"""Clients that claim one key after the other, each with a connection of its own: a child.
+
+Its report: claims made, and half and 99 of 100 of their times in milliseconds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+from common import child_job, child_ready, our_client
+from peers import Client2021
+from run_once.keys import stored_key
+
+TTL_S = 60.0
+
+
+def ours(address: str, stack: ExitStack) -> Callable[[str], None]:
+    """Claim with our client."""
+    client = stack.enter_context(our_client(address))
+
+    def claim(key: str) -> None:
+        answer = client.claim([stored_key(key, namespace="single")], ttl_s=TTL_S)
+        assert answer.grants, key
+
+    return claim
+
+
+def old(address: str, stack: ExitStack) -> Callable[[str], None]:
+    """Claim as the client of 2021 does."""
+    client = Client2021(address)
+    stack.callback(client.close)
+
+    def claim(key: str) -> None:
+        assert client.claim(key), key
+
+    return claim
+
+
+def main() -> None:
+    """Claim from so many threads for so long."""
+    job = child_job()
+    connect = ours if job["kind"] == "ours" else old
+    took_s: list[float] = []
+
+    def client(number: int, claim: Callable[[str], None], keys: Iterator[int]) -> None:
+        barrier.wait()
+        end_s = time.perf_counter() + job["seconds"]
+        while (start_s := time.perf_counter()) < end_s:
+            claim(f"{os.getpid()}-{number}-{next(keys)}")
+            took_s.append(time.perf_counter() - start_s)
+
+    with ExitStack() as stack:
+        claims = [connect(job["address"], stack) for _ in range(job["clients"])]
+        for number, claim in enumerate(claims):
+            claim(f"{os.getpid()}-{number}-first")  # connects
+        barrier = threading.Barrier(len(claims))
+        threads = [
+            threading.Thread(target=client, args=(number, claim, itertools.count()))
+            for number, claim in enumerate(claims)
+        ]
+        child_ready()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    took_s.sort()
+    p50_ms, p99_ms = (took_s[int(len(took_s) * part)] * 1000 for part in (0.5, 0.99))
+    print(json.dumps({"claims": len(took_s), "p50_ms": p50_ms, "p99_ms": p99_ms}))
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,8 @@ import itertools
 from collections.abc import Callable
 
 import limits
-from common import Sample, lock_server, our_client, rate, sized, take_turns
+from child import our_client
+from common import Sample, lock_server, rate, sized, take_turns
 from peers import Redis, redis_server
 from report import Report, ratio, run
 from run_once.client import LockClient
@@ -52,7 +53,7 @@ def side(
     report: Report, size: int, pid: int | None, claim: Callable[[int], None]
 ) -> Callable[[], Sample]:
     """Give one run of a side, as long as it should be."""
-    batches = sized(1, report.pick(1_000_000 // size, 20), report.goal_s(0.7), claim)
+    batches = sized(1, report.pick(1_000_000 // size, 20), report.goal_s(0.4), claim)
     return lambda: rate(batches * size, lambda: claim(batches), pid)
 
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from common import child_job, child_ready, our_client
-from peers import Client2021
+from child import child_job, child_ready, our_client
+from client_2021 import Client2021
 from run_once.keys import stored_key
 
 TTL_S = 60.0

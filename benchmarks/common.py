@@ -1,8 +1,10 @@
-"""What the benchmarks share: servers of their own, turns, rates, processor time."""
+"""What the benchmarks share: servers of their own, turns, rates, processor time.
+
+What their children share too is in `child.py`, which imports less.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import subprocess
@@ -12,16 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 
-from run_once.channel import GrpcTransport
-from run_once.client import LockClient
 from tests.servers import ServerProcess
 
 HERE = Path(__file__).parent
-CHILD_LIMIT_S = 300.0
 
 
 class Sample(NamedTuple):
@@ -70,16 +69,6 @@ def delayed(address: str, round_trip_ms: float) -> Iterator[str]:
         proxy.stdout.close()
 
 
-@contextmanager
-def our_client(address: str) -> Iterator[LockClient]:
-    """Give a client with a connection of its own."""
-    client = LockClient(GrpcTransport(address), owner="benchmark")
-    try:
-        yield client
-    finally:
-        client.close()
-
-
 def seconds(run: Callable[[], object]) -> float:
     """Time one call, in seconds."""
     started_s = time.perf_counter()
@@ -120,52 +109,3 @@ def sized(first: int, most: int, goal_s: float, run: Callable[[int], object]) ->
         if count >= most or took_s >= goal_s / 3:
             return max(1, min(most, round(count * goal_s / took_s)))
         count = min(most, count * 4)
-
-
-class Child:
-    """A process of ours that is told its job, says when it is ready, and starts when told to."""
-
-    def __init__(self, script: str, job: Mapping[str, Any]) -> None:
-        """Start it, and wait until it is ready."""
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / script), json.dumps(job)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        self.said = self._process.stdout.readline().strip()
-
-    @property
-    def pid(self) -> int:
-        """The process's id."""
-        return self._process.pid
-
-    def go(self) -> None:
-        """Have it start."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-
-    def result(self) -> Any:
-        """Wait for what it has to say."""
-        out, _ = self._process.communicate(timeout=CHILD_LIMIT_S)
-        if self._process.returncode:
-            raise SystemExit(f"a child ended with {self._process.returncode}")
-        return json.loads(out)
-
-    def close(self) -> None:
-        """End it, whatever it does."""
-        self._process.kill()
-        self._process.communicate()
-
-
-def child_job() -> Any:
-    """Give a child its job."""
-    return json.loads(sys.argv[1])
-
-
-def child_ready(said: str = "ready") -> None:
-    """Say that this child is ready, and wait for the start."""
-    print(said, flush=True)
-    sys.stdin.readline()

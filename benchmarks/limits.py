@@ -20,7 +20,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from common import Child, Sample, child_ready, rate, sized, take_turns
+from child import Child, child_ready
+from common import Sample, rate, sized, take_turns
 from report import Report, run
 
 RECORD_BYTES = 100

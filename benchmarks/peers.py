@@ -5,31 +5,20 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import grpc
 import pytest
-from google.protobuf.duration_pb2 import Duration
 
-from distlock_proto import legacy_pb2 as pb
-from distlock_proto.legacy_pb2_grpc import LockManagerServiceStub
+from client_2021 import Client2021
 from report import Report
 from tests import legacy_2021
 
-_OPTIONS_2021 = (
-    ("grpc.keepalive_time_ms", 10000),
-    ("grpc.keepalive_timeout_ms", 5000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.bdp_probe", 1),
-    ("grpc.use_local_subchannel_pool", 1),  # ours: a connection for each client
-)
 REDIS_START_S = 10.0
 
 # A lock for each key that has none, with its owner, for some milliseconds; those got are counted.
@@ -66,58 +55,57 @@ def server_2021(
             server.close()
 
 
-class Client2021:
-    """The calls that the client of 2021 makes, message for message."""
-
-    def __init__(self, address: str) -> None:
-        """Connect."""
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS_2021)
-        self._stub: Any = LockManagerServiceStub(self._channel)
-        self._owner = f"{socket.gethostname()}_{os.getpid():05d}_{os.getppid():05d}"
-
-    def loop(self, keys: Sequence[str], chunksize: int = 10, timeout_s: int = 60) -> Iterator[str]:
-        """Be `DistributedIterator` of 2021: ask for a chunk, take the first that is free."""
-        at = 0
-        while True:
-            request = pb.AcquireManyRequest(
-                requests=[
-                    pb.AcquireLockRequest(lock=self._lock(key, timeout_s))
-                    for key in keys[at : at + chunksize]
-                ],
-                max_acquired_locks=1,
-            )
-            responses = self._stub.AcquireMany(request, timeout=30).responses
-            if not responses:
-                return
-            at += len(responses)
-            if responses[-1].HasField("acquired_lock"):
-                yield responses[-1].acquired_lock.global_id
-
-    def claim(self, key: str, timeout_s: int = 60) -> bool:
-        """Ask for one key, as its decorator does."""
-        request = pb.AcquireLockRequest(lock=self._lock(key, timeout_s))
-        return bool(self._stub.AcquireLock(request, timeout=10).HasField("acquired_lock"))
-
-    def notify_success(self, key: str) -> None:
-        """Make a key done: a permanent lock, whatever was there."""
-        lock = pb.Lock(global_id=key, expires_in=Duration())
-        self._stub.AcquireLock(pb.AcquireLockRequest(lock=lock, overwrite=True), timeout=10)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._channel.close()
-
-    def _lock(self, key: str, timeout_s: int) -> pb.Lock:
-        expires_in = Duration(seconds=timeout_s)
-        return pb.Lock(global_id=key, expires_in=expires_in, last_owner_name=self._owner)
+LOOP_2021 = """
+import sys, time
+from run_once import DistributedIterator, notify_success
+prefix, count = sys.argv[1], int(sys.argv[2])
+for n in (50, count):  # first to connect
+    keys = ["%s-%d-%07d" % (prefix, n, i) for i in range(n)]
+    start_s = time.perf_counter()
+    for key in DistributedIterator(keys, timeout=60):
+        notify_success(key)
+print(time.perf_counter() - start_s)
+"""
 
 
 class Running2021(NamedTuple):
-    """A server of 2021 and a client of it."""
+    """A server of 2021 and a client of it.
+
+    Attributes:
+        address: Where it is.
+        pid: Its process.
+        client: The calls of its client, made by today's gRPC.
+        unpacked: Where its own client can be imported from.
+    """
 
     address: str
     pid: int
     client: Client2021
+    unpacked: Path
+
+    def own_loop_s(self, python: Path, prefix: str, count: int) -> float:
+        """Run the loop of 2021 by its own client with the gRPC of its time; give the seconds."""
+        with tempfile.TemporaryDirectory() as home:
+            host, _, port = self.address.rpartition(":")
+            ini = f"[DEFAULT]\naddress = {host}\nport = {port}\n"
+            (Path(home) / ".run_once.ini").write_text(ini)
+            done = subprocess.run(
+                [str(python), "-c", LOOP_2021, prefix, str(count)],
+                cwd=self.unpacked,
+                env={"HOME": home, "PATH": os.environ.get("PATH", "")},
+                check=True,
+                stdout=subprocess.PIPE,
+            )
+        return float(done.stdout)
+
+
+def python_2021(report: Report) -> Path | None:
+    """Give a Python that has what the client of 2021 needs; None where there is none."""
+    try:
+        return legacy_2021.client_python()
+    except pytest.skip.Exception as why:
+        report.skip(f"the client of run-once 0.4.2: {why}")
+        return None
 
 
 @contextmanager
@@ -129,7 +117,7 @@ def running_2021(report: Report, folder: Path | None = None) -> Iterator[Running
             return
         client = Client2021(server.address)
         try:
-            yield Running2021(server.address, server.pid, client)
+            yield Running2021(server.address, server.pid, client, server.unpacked)
         finally:
             client.close()
 

@@ -15,7 +15,8 @@ from contextlib import ExitStack
 from typing import Any
 
 import limits
-from common import Child, Sample, cpu_s, lock_server, take_turns
+from child import Child
+from common import Sample, cpu_s, lock_server, take_turns
 from peers import running_2021
 from report import Report, median, ratio, run
 

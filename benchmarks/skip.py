@@ -18,8 +18,10 @@ from pathlib import Path
 import psutil
 
 import bulk
-from common import Child, Sample, child_job, child_ready, lock_server, rate, take_turns
-from peers import Client2021, running_2021
+from child import Child, child_job, child_ready
+from client_2021 import Client2021
+from common import Sample, lock_server, rate, take_turns
+from peers import running_2021
 from report import Report, median, ratio, run
 from run_once import DistributedIterator
 

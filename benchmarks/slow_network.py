@@ -11,8 +11,9 @@ import itertools
 import time
 from collections.abc import Iterable
 
+from client_2021 import Client2021
 from common import Sample, delayed, lock_server, take_turns
-from peers import Client2021, running_2021
+from peers import running_2021
 from report import Report, median, run
 from run_once import DistributedIterator
 

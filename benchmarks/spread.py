@@ -13,7 +13,8 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-from common import Child, Sample, lock_server, rate, sized, take_turns
+from child import Child
+from common import Sample, lock_server, rate, sized, take_turns
 from loop import loop
 from report import Report, median, ratio, run
 
@@ -73,7 +74,8 @@ def measure(report: Report) -> None:
                 found.extend(taken)
             return Sample(taken[0].keys_s, once.server_us)
 
-        sides = {"one": lambda: of(1), "four": lambda: of(WORKERS)}
+        workers = report.pick(WORKERS, 2)
+        sides = {"one": lambda: of(1), "four": lambda: of(workers)}
         taken = take_turns(report.runs, sides)
     how = f"DistributedIterator over the same {count:,} keys, empty body, claims noted"
     report.add("one process", taken["one"], how=how)

@@ -11,7 +11,7 @@ import json
 import time
 from typing import Any
 
-from common import child_job, child_ready
+from child import child_job, child_ready
 from distlock_proto import lock_table_pb2 as pb
 from run_once import DistributedIterator
 from run_once.channel import GrpcTransport

@@ -16,7 +16,8 @@ from typing import Any
 
 import grpc.aio
 
-from common import Child, Sample, child_job, child_ready, cpu_s, lock_server, our_client
+from child import Child, child_job, child_ready, our_client
+from common import Sample, cpu_s, lock_server
 from distlock_proto import lock_table_pb2 as pb
 from distlock_proto.lock_table_pb2_grpc import LockTableStub
 from report import Report, median, run

@@ -114,6 +114,7 @@ class Server2021:
 
     def __init__(self, unpacked: Path, folder: Path) -> None:
         """Start it on a free port, with its database in a folder."""
+        self.unpacked = unpacked
         binary = unpacked / "cmake-build-release" / "distlock"
         binary.chmod(0o755)
         folder.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ def load(kind: str, address: str, pid: int, clients: int, for_s: float) -> Sampl
 
 def measure(report: Report) -> None:
     """Measure each number of clients, ours and the peer taking turns."""
-    for_s = 0.2 if report.quick else 1.5
+    for_s = 0.2 if report.quick else 1.2
     with lock_server() as server, running_2021(report) as old:
         for clients in CLIENTS[1:2] if report.quick else CLIENTS:
             ours = functools.partial(load, "ours", server.address, server.pid, clients, for_s)

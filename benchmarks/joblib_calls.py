@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import joblib
@@ -32,6 +33,8 @@ DELAYED, DELAYED_S, DELAY_MS = 400, 0.010, 5
 SHARING, SHARED_BYTES = 20, 200_000_000
 WORKERS = 2
 _namespaces = itertools.count()
+
+Body = Callable[[int], object]
 
 
 def nap(_x: int) -> None:
@@ -63,9 +66,7 @@ def first_of(_x: int, array: np.ndarray) -> float:
     return float(array[0])
 
 
-def run_calls(
-    func: Callable[[int], object], count: int, backend: str = "run_once", **options: Any
-) -> float:
+def run_calls(func: Body, count: int, backend: str = "run_once", **options: Any) -> float:
     """Time a Parallel, in seconds; ours in a new namespace unless one is given."""
     if backend == "run_once":
         options.setdefault("namespace", f"run-{next(_namespaces)}")
@@ -76,65 +77,82 @@ def run_calls(
 def cold(report: Report) -> None:
     """Short calls that nobody has done yet, beside plain loky and clusters."""
     count = report.pick(COLD, 50)
-    for what, func in {"sleeps": nap, "computes": compute}.items():
-        sides: dict[str, Callable[[], Sample]] = {
-            "plain loky": lambda f=func: parallel_rate(f, count, "loky"),  # type: ignore[misc]
-            "run_once, cold": lambda f=func: parallel_rate(f, count),  # type: ignore[misc]
-        }
-        with ExitStack() as stack:
-            sides |= clusters(report, stack, func, count)
+    bodies: dict[str, Body] = {"sleeps": nap, "computes": compute}
+    runners: dict[str, Callable[[Body, int], Sample]] = {
+        "run_once, cold": parallel_rate,
+        "plain loky": partial(parallel_rate, backend="loky"),
+    }
+    with ExitStack() as stack:
+        add_clusters(report, stack, runners)
+        for what, body in list(bodies.items())[: report.pick(len(bodies), 1)]:
+            sides = {name: partial(runner, body, count) for name, runner in runners.items()}
             for side in sides.values():
                 side()  # starts workers
             taken = take_turns(report.runs, sides)
-        for name, samples in taken.items():
-            title = f"{name}, body {what}"
-            report.add(title, samples, "calls/s", f"{count:,} x 1 ms, {WORKERS} workers")
-            if name != "run_once, cold":
-                add_ratio(report, f"run_once beside {title}", taken["run_once, cold"], samples)
+            for name, samples in taken.items():
+                title = f"{name}, body {what}"
+                report.add(title, samples, "calls/s", f"{count:,} x 1 ms, {WORKERS} workers")
+                if name != "run_once, cold":
+                    add_ratio(report, f"run_once beside {title}", taken["run_once, cold"], samples)
 
 
-def clusters(
-    report: Report, stack: ExitStack, func: Callable[[int], object], count: int
-) -> dict[str, Callable[[], Sample]]:
-    """Start the local clusters that are installed; give a run of each."""
-    sides: dict[str, Callable[[], Sample]] = {}
+def add_clusters(
+    report: Report, stack: ExitStack, runners: dict[str, Callable[[Body, int], Sample]]
+) -> None:
+    """Start the local clusters that are installed, and add a runner for each."""
     if importlib.util.find_spec("distributed") is None:
         report.skip("dask is not installed")
-    elif not report.quick:
-        from distributed import Client, LocalCluster  # noqa: PLC0415 - optional
+    else:
+        client = dask_client(stack)
 
-        start_cluster: Any = LocalCluster  # untyped
-        connect: Any = Client
-        cluster = stack.enter_context(
-            start_cluster(
-                n_workers=WORKERS,
-                threads_per_worker=1,
-                dashboard_address=None,
-                silence_logs=logging.ERROR,
-            )
-        )
-        client = stack.enter_context(connect(cluster))
+        def dask_map(body: Body, count: int) -> Sample:
+            # Not pure: else equal calls of an earlier run are not run again.
+            return rate(count, lambda: client.gather(client.map(body, range(count), pure=False)))
 
-        def dask() -> Sample:
-            return rate(count, lambda: client.gather(client.map(func, range(count), pure=False)))
-
-        sides["dask, client.map"] = dask
-        sides["dask through joblib"] = lambda: parallel_rate(func, count, "dask")
+        runners["dask, client.map"] = dask_map
+        runners["dask through joblib"] = dask_through_joblib
     if importlib.util.find_spec("ray") is None:
         report.skip("ray is not installed")
-    elif not report.quick:
-        sides["ray"] = ray_side(stack, func, count)
-    return sides
+    elif not report.quick:  # it takes long to start
+        runners["ray"] = ray_runner(stack)
 
 
-def ray_side(stack: ExitStack, func: Callable[[int], object], count: int) -> Callable[[], Sample]:
-    """Start a local ray; give a run of it."""
+def dask_client(stack: ExitStack) -> Any:
+    """Start a local cluster of dask."""
+    from distributed import Client, LocalCluster  # noqa: PLC0415 - optional
+
+    start_cluster: Any = LocalCluster  # untyped
+    connect: Any = Client
+    cluster = stack.enter_context(
+        start_cluster(
+            n_workers=WORKERS,
+            threads_per_worker=1,
+            dashboard_address=None,
+            silence_logs=logging.ERROR,
+        )
+    )
+    return stack.enter_context(connect(cluster))
+
+
+def dask_through_joblib(body: Body, count: int) -> Sample:
+    """Run a Parallel on the cluster."""
+    with joblib.parallel_config("dask", n_jobs=WORKERS):
+        parallel = joblib.Parallel()
+        return rate(count, lambda: parallel(joblib.delayed(body)(x) for x in range(count)))
+
+
+def ray_runner(stack: ExitStack) -> Callable[[Body, int], Sample]:
+    """Start a local ray; give what runs calls on it."""
     import ray  # noqa: PLC0415 - optional
 
     ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
     stack.callback(ray.shutdown)
-    remote = ray.remote(func)
-    return lambda: rate(count, lambda: ray.get([remote.remote(x) for x in range(count)]))
+
+    def run_on_ray(body: Body, count: int) -> Sample:
+        remote = ray.remote(body)
+        return rate(count, lambda: ray.get([remote.remote(x) for x in range(count)]))
+
+    return run_on_ray
 
 
 def warm(report: Report) -> None:
@@ -214,7 +232,7 @@ def shared(report: Report) -> None:
             add_ratio(report, f"{name} beside one key, time", samples, taken["one key"])
 
 
-def parallel_rate(func: Callable[[int], object], count: int, *args: Any, **options: Any) -> Sample:
+def parallel_rate(func: Body, count: int, *args: Any, **options: Any) -> Sample:
     """Run a Parallel; give its calls a second."""
     return Sample(count / run_calls(func, count, *args, **options))
 

@@ -161,14 +161,12 @@ def measure(report: Report) -> None:
                 side = {"": lambda n=count, k=keys: rate(n * k, lambda: batches.write(n, k))}
                 samples = take_turns(report.runs, side)[""]
                 report.add(f"limit: LevelDB, synced batches of {keys:,}", samples, how="plyvel")
-                report.point("batch", "LevelDB, synced", keys, samples)
     for clients in CLIENTS:
         with empty_calls(clients) as calls:
             once = calls.sized_run(report.goal_s(0.6))
             samples = [once() for _ in range(report.runs)]
             how = "grpc.aio server, threads as clients, no message at all"
             report.add(f"limit: empty calls, {clients} clients", samples, "calls/s", how)
-            report.point("clients", "empty calls", clients, samples)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 OVERVIEW = "throughput.png"
+COLUMNS = 2
 LINEAR = frozenset({"round trip ms"})
 
 
@@ -33,9 +34,12 @@ def draw(points: Sequence[dict[str, Any]], path: Path, title: str) -> str:
     from matplotlib.figure import Figure  # noqa: PLC0415 - only where it is installed
 
     axes = list(dict.fromkeys(point["axis"] for point in points))
-    figure = Figure(figsize=(6 * len(axes), 4.5), layout="constrained")
+    columns = min(len(axes), COLUMNS)
+    rows = -(-len(axes) // COLUMNS)
+    figure = Figure(figsize=(6 * columns, 4.5 * rows), layout="constrained")
     figure.suptitle(title)
-    for panel, axis in zip(figure.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, axis in zip(panels, axes, strict=False):
         curves: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
         for point in points:
             if point["axis"] == axis:

@@ -73,6 +73,7 @@ def add(report: Report, clients: int, taken: dict[str, list[Sample]]) -> None:
     report.add(
         f"limit: empty calls, {what}", taken["limit"], "calls/s", "grpc.aio server in Python"
     )
+    report.point("clients", "limit: empty calls", clients, taken["limit"])
     if clients in TARGETS:
         if old is not None:
             report.at_least(f"{what} beside 2021", ratio(ours, old), TARGETS[clients])

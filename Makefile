@@ -40,7 +40,7 @@ proto-check: $(STAMP)  ## fail if the generated code is stale
 bench: $(STAMP)  ## measure beside every peer, a quarter of an hour; results go to benchmarks/results
 	$(BIN)/python benchmarks/run.py
 
-bench-growth: $(STAMP)  ## the same question as in bench with 50 million keys: minutes, 5 GB of disk
+bench-growth: $(STAMP)  ## the same question as in bench with 50 million keys: minutes, 3 GB of disk
 	$(BIN)/python benchmarks/growth.py 1000000 50000000
 
 soak: $(STAMP)  ## try for an hour to break every promise (SOAK_S=, SOAK_PARTS=, SOAK_SEED=)

@@ -1,7 +1,7 @@
 """What becomes of the server as its database grows? 1 M and 10 M keys, or as many as are named.
 
 python benchmarks/growth.py                       # make bench
-python benchmarks/growth.py 1000000 50000000      # make bench-growth: some minutes, 5 GB of disk
+python benchmarks/growth.py 1000000 50000000      # make bench-growth: some minutes, 3 GB of disk
 """
 
 from __future__ import annotations

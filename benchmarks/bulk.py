@@ -1,6 +1,6 @@
 """Databases with millions of done keys, made through the engine and not over the wire.
 
-Keys are `stored_key(f"key-{number:09d}", namespace=NAMESPACE)`. What comes out is what a server
+Keys are `stored_key(FORM % number, namespace=NAMESPACE)`. What comes out is what a server
 would have written: format, running numbers, the counter of the namespace, one record for each key.
 The commit's comparison is left out, since the database is new.
 """
@@ -28,6 +28,7 @@ from distlock_server.state import Done
 from run_once.keys import stored_key
 
 NAMESPACE = "bulk"
+FORM = "key-%09d"
 OWNER = "bulk@benchmark"
 CACHE_MB = 64
 PIECE = 20_000
@@ -37,7 +38,7 @@ CACHE_VARIABLE = "BENCH_DATABASES"
 
 def name(number: int) -> str:
     """Give a key as a user writes it; in the order of their numbers they are in byte order."""
-    return f"key-{number:09d}"
+    return FORM % number
 
 
 def fill(folder: Path, count: int) -> None:

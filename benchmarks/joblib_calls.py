@@ -31,7 +31,7 @@ COLD, COLD_S = 4_000, 0.001
 WARM, WARM_MEMORY = 100_000, 5_000
 DELAYED, DELAYED_S, DELAY_MS = 400, 0.010, 5
 SHARING, SHARED_BYTES = 20, 200_000_000
-WORKERS = 2
+WORKERS, WARM_UP = 2, 20
 _namespaces = itertools.count()
 
 Body = Callable[[int], object]
@@ -83,11 +83,12 @@ def cold(report: Report) -> None:
         "plain loky": partial(parallel_rate, backend="loky"),
     }
     with ExitStack() as stack:
-        add_clusters(report, stack, runners)
+        clusters = start_clusters(report, stack)  # beside the first body alone: they take long
         for what, body in list(bodies.items())[: report.pick(len(bodies), 1)]:
-            sides = {name: partial(runner, body, count) for name, runner in runners.items()}
-            for side in sides.values():
-                side()  # starts workers
+            beside = runners | (clusters if body is nap else {})
+            for runner in beside.values():
+                runner(body, WARM_UP)  # starts workers
+            sides = {name: partial(runner, body, count) for name, runner in beside.items()}
             taken = take_turns(report.runs, sides)
             for name, samples in taken.items():
                 title = f"{name}, body {what}"
@@ -96,10 +97,9 @@ def cold(report: Report) -> None:
                     add_ratio(report, f"run_once beside {title}", taken["run_once, cold"], samples)
 
 
-def add_clusters(
-    report: Report, stack: ExitStack, runners: dict[str, Callable[[Body, int], Sample]]
-) -> None:
-    """Start the local clusters that are installed, and add a runner for each."""
+def start_clusters(report: Report, stack: ExitStack) -> dict[str, Callable[[Body, int], Sample]]:
+    """Start the local clusters that are installed; give what runs calls on each."""
+    runners: dict[str, Callable[[Body, int], Sample]] = {}
     if importlib.util.find_spec("distributed") is None:
         report.skip("dask is not installed")
     else:
@@ -115,6 +115,7 @@ def add_clusters(
         report.skip("ray is not installed")
     elif not report.quick:  # it takes long to start
         runners["ray"] = ray_runner(stack)
+    return runners
 
 
 def dask_client(stack: ExitStack) -> Any:

@@ -6,12 +6,11 @@ python benchmarks/loop.py
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import limits
 from client_2021 import Client2021
-from common import Sample, lock_server, rate, sized, take_turns
-from peers import Running2021, python_2021, running_2021
+from common import lock_server, rate, sized, take_turns
+from peers import python_2021, running_2021
 from report import Report, median, ratio, run
 from run_once import DistributedIterator
 
@@ -36,11 +35,6 @@ def loop_2021(client: Client2021, count: int) -> None:
         client.notify_success(key)
 
 
-def own_loop(old: Running2021, python: Path, count: int) -> Sample:
-    """Run the loop of 2021 with its own client."""
-    return Sample(count / old.own_loop_s(python, f"own-{next(_runs)}", count))
-
-
 def measure(report: Report) -> None:
     """Measure both, taking turns."""
     with lock_server() as server, running_2021(report) as old:
@@ -52,9 +46,9 @@ def measure(report: Report) -> None:
             client = old.client
             count_2021 = sized(50, most, report.goal_s(2), lambda n: loop_2021(client, n))
             sides["2021"] = lambda: rate(count_2021, lambda: loop_2021(client, count_2021), old.pid)
-            python = None if report.quick else python_2021(report)
+            python = python_2021(report)
             if python is not None:
-                sides["own"] = lambda: own_loop(old, python, count_2021)
+                sides["own"] = lambda: old.own_loop(python, f"own-{next(_runs)}-%07d", count_2021)
         taken = take_turns(report.runs, sides)
     report.add("run-once", taken["ours"], how=f"for key in DistributedIterator({count:,} keys)")
     limits.disk(report)

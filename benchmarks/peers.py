@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from client_2021 import Client2021
+from common import Sample
 from report import Report
 from tests import legacy_2021
 
@@ -58,13 +59,19 @@ def server_2021(
 LOOP_2021 = """
 import sys, time
 from run_once import DistributedIterator, notify_success
-prefix, count = sys.argv[1], int(sys.argv[2])
-for n in (50, count):  # first to connect
-    keys = ["%s-%d-%07d" % (prefix, n, i) for i in range(n)]
-    start_s = time.perf_counter()
-    for key in DistributedIterator(keys, timeout=60):
+form, count, chunksize = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+
+def loop(form, count):
+    handed_out = 0
+    for key in DistributedIterator([form % n for n in range(count)], 60, chunksize=chunksize):
         notify_success(key)
-print(time.perf_counter() - start_s)
+        handed_out += 1
+    return handed_out
+
+loop("first-" + form, 50)  # connects
+start_s = time.perf_counter()
+handed_out = loop(form, count)
+print(handed_out, time.perf_counter() - start_s)
 """
 
 
@@ -83,24 +90,38 @@ class Running2021(NamedTuple):
     client: Client2021
     unpacked: Path
 
-    def own_loop_s(self, python: Path, prefix: str, count: int) -> float:
-        """Run the loop of 2021 by its own client with the gRPC of its time; give the seconds."""
+    def own_loop(
+        self, python: Path, form: str, count: int, chunksize: int = 10, *, is_done: bool = False
+    ) -> Sample:
+        """Run the loop of 2021 by its own client with the gRPC of its time; give keys a second.
+
+        Args:
+            python: Has what that client needs.
+            form: A key is `form % number`.
+            count: How many keys.
+            chunksize: Its option.
+            is_done: All keys are done, and none is to be handed out; else all are.
+        """
         with tempfile.TemporaryDirectory() as home:
             host, _, port = self.address.rpartition(":")
             ini = f"[DEFAULT]\naddress = {host}\nport = {port}\n"
             (Path(home) / ".run_once.ini").write_text(ini)
             done = subprocess.run(
-                [str(python), "-c", LOOP_2021, prefix, str(count)],
+                [str(python), "-c", LOOP_2021, form, str(count), str(chunksize)],
                 cwd=self.unpacked,
                 env={"HOME": home, "PATH": os.environ.get("PATH", "")},
                 check=True,
                 stdout=subprocess.PIPE,
             )
-        return float(done.stdout)
+        handed_out, took_s = done.stdout.split()
+        assert int(handed_out) == (0 if is_done else count), handed_out
+        return Sample(count / float(took_s))
 
 
 def python_2021(report: Report) -> Path | None:
-    """Give a Python that has what the client of 2021 needs; None where there is none."""
+    """Give a Python that has what the client of 2021 needs; None where there is none, or quick."""
+    if report.quick:
+        return None  # it may have to be made first
     try:
         return legacy_2021.client_python()
     except pytest.skip.Exception as why:

@@ -12,7 +12,7 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -21,7 +21,7 @@ import bulk
 from child import Child, child_job, child_ready
 from client_2021 import Client2021
 from common import Sample, lock_server, rate, take_turns
-from peers import running_2021
+from peers import Running2021, python_2021, running_2021
 from report import Report, median, ratio, run
 from run_once import DistributedIterator
 
@@ -89,7 +89,15 @@ def a_list(report: Report) -> list[Sample]:
                 client, pid = old.client, old.pid
                 sides["10"] = lambda: rate(part, lambda: skip_2021(client, part, 10), pid)
                 sides["best"] = lambda: rate(best, lambda: skip_2021(client, best, BEST_CHUNK), pid)
+                sides |= own_sides(report, old, part, best)
             taken = take_turns(report.runs, sides)
+    add_list(report, taken, (count, part, best))
+    return taken["ours"]
+
+
+def add_list(report: Report, taken: dict[str, list[Sample]], sizes: tuple[int, int, int]) -> None:
+    """Add what was measured with lists: of all keys, for 2021's default, for its best chunk."""
+    count, part, best = sizes
     ours = taken["ours"]
     report.add("run-once", ours, how=f"for key in DistributedIterator({count:,} done keys)")
     report.point("keys", "skip: run-once", count, ours)
@@ -103,7 +111,25 @@ def a_list(report: Report) -> list[Sample]:
         )
         report.at_least("beside 2021 with its default", ratio(ours, taken["10"]), 25)
         report.at_least("beside 2021 with its best chunk", ratio(ours, taken["best"]), 5)
-    return ours
+    if "own 10" in taken:
+        how = "DistributedIterator of 0.4.2, with grpcio 1.49"
+        report.add("run-once 0.4.2, its own client, 10", taken["own 10"], how=how)
+        report.add(f"run-once 0.4.2, its own client, {BEST_CHUNK:,}", taken["own best"], how=how)
+        report.at_least("beside its own client's default", ratio(ours, taken["own 10"]), 25)
+        report.at_least("beside its own client's best", ratio(ours, taken["own best"]), 5)
+
+
+def own_sides(
+    report: Report, old: Running2021, part: int, best: int
+) -> dict[str, Callable[[], Sample]]:
+    """Give runs of the loop of 2021 by its own client."""
+    python = python_2021(report)
+    if python is None:
+        return {}
+    return {
+        "own 10": lambda: old.own_loop(python, bulk.FORM, part, is_done=True),
+        "own best": lambda: old.own_loop(python, bulk.FORM, best, BEST_CHUNK, is_done=True),
+    }
 
 
 def a_generator(report: Report, of_list: list[Sample]) -> None:

@@ -128,7 +128,7 @@ def dask_client(stack: ExitStack) -> Any:
         start_cluster(
             n_workers=WORKERS,
             threads_per_worker=1,
-            dashboard_address=None,
+            dashboard_address=":0",
             silence_logs=logging.ERROR,
         )
     )

@@ -29,7 +29,8 @@ from run_once.keys import stored_key
 
 NAMESPACE = "bulk"
 FORM = "key-%09d"
-OWNER = "bulk@benchmark"
+OWNERS = [f"node-{number:02d}:{4_217 + 331 * number}" for number in range(37)]
+STEP_NS = 1_234_567
 CACHE_MB = 64
 PIECE = 20_000
 CACHE_VARIABLE = "BENCH_DATABASES"
@@ -48,11 +49,17 @@ def fill(folder: Path, count: int) -> None:
     write = engine._write  # noqa: SLF001 (what a commit ends with, synced; nothing to compare with)
     wall_ns = time.time_ns()
     for piece in _pieces(count):
-        # Each key was claimed and completed: one token, two revisions.
+        # Each key was claimed and completed: one token, two revisions; at times and by workers that
+        # differ, since equal ones would take no room on disk.
         write(
             {
                 stored_key(name(n), namespace=NAMESPACE): codec.encode(
-                    Done(token=n + 1, owner=OWNER, since_wall_ns=wall_ns, revision=2 * n + 2)
+                    Done(
+                        token=n + 1,
+                        owner=OWNERS[n % len(OWNERS)],
+                        since_wall_ns=wall_ns - STEP_NS * (count - n),
+                        revision=2 * n + 2,
+                    )
                 )
                 for n in piece
             }
@@ -79,7 +86,7 @@ def fill_2021(folder: Path, count: int) -> None:
     for piece in _pieces(count):
         with database.write_batch() as batch:
             for number in piece:
-                lock = legacy_pb2.Lock(global_id=name(number), last_owner_name=OWNER)
+                lock = legacy_pb2.Lock(global_id=name(number), last_owner_name=OWNERS[0])
                 lock.expires_in.SetInParent()
                 lock.acquired_since.GetCurrentTime()
                 batch.put(name(number).encode(), lock.SerializeToString())

@@ -100,6 +100,8 @@ def cold(report: Report) -> None:
 def start_clusters(report: Report, stack: ExitStack) -> dict[str, Callable[[Body, int], Sample]]:
     """Start the local clusters that are installed; give what runs calls on each."""
     runners: dict[str, Callable[[Body, int], Sample]] = {}
+    if report.quick:
+        return runners  # they take longer to start than all the rest
     if importlib.util.find_spec("distributed") is None:
         report.skip("dask is not installed")
     else:
@@ -113,7 +115,7 @@ def start_clusters(report: Report, stack: ExitStack) -> dict[str, Callable[[Body
         runners["dask through joblib"] = dask_through_joblib
     if importlib.util.find_spec("ray") is None:
         report.skip("ray is not installed")
-    elif not report.quick:  # it takes long to start
+    else:
         runners["ray"] = ray_runner(stack)
     return runners
 

@@ -28,10 +28,11 @@ from distlock_server.limits import (
 from distlock_server.messages import Room
 from distlock_server.status import Activity, guarded
 from distlock_server.table import Table, Txn
+from distlock_server.turns import next_turn
 
 T = TypeVar("T")
 
-_KEYS_PER_STEP: Final = 1_000
+_KEYS_PER_STEP: Final = 500
 """Keys of one AcquireMany that are handled before other requests get their turn."""
 
 
@@ -150,6 +151,7 @@ class LegacyService(pb_grpc.LockManagerServiceServicer):
             keys = list(dict.fromkeys(key for step in batch for key in step.keys))
             check_count(sum(len(step.keys) for step in batch), "keys of the synchronized requests")
             responses = await self._calls.run(keys, partial(_run_all, batch=batch))
+            await next_turn()
         else:
             room = _Room()
             responses = [await self._run_alone(step, room) for step in batch]
@@ -217,8 +219,8 @@ class LegacyService(pb_grpc.LockManagerServiceServicer):
 
     async def _parse_step(self, request: pb.AnyRequest, at: int) -> _Step:
         """Check one step of a batch and give what it does."""
-        if at % _KEYS_PER_STEP == 0:
-            await asyncio.sleep(0)
+        if at and at % _KEYS_PER_STEP == 0:
+            await next_turn()
         kind = request.WhichOneof("request")
         if kind == "acquire_lock_request":
             (wanted,) = steps.parse_acquires([request.acquire_lock_request])
@@ -331,8 +333,9 @@ async def _parse_acquires(requests: Sequence[pb.AcquireLockRequest]) -> list[Acq
     """Check requests, all of them, in turns with others."""
     wanted: list[Acquire] = []
     for piece in _pieces(requests):
+        if wanted:
+            await next_turn()
         wanted += steps.parse_acquires(piece)
-        await asyncio.sleep(0)
     return wanted
 
 

@@ -37,6 +37,7 @@ from distlock_server.state import Complete, Fail, Held, Record, Release, Renew, 
 from distlock_server.status import Activity, guarded
 from distlock_server.store import Counts, Page
 from distlock_server.table import Table
+from distlock_server.turns import next_turn
 from distlock_server.version import version
 from distlock_server.waits import SHARED_LOOK_S, Waits
 
@@ -115,6 +116,7 @@ class LockTableService(pb_grpc.LockTableServicer):
         )
         run = partial(batch.claim, keys=keys, command=command, max_grants=request.max_grants)
         items, now_ns, revision = await self._calls.run(keys, run)
+        await _turn_of(keys)
         return claim_reply(items, now_ns, revision, want_results=request.want_results)
 
     @guarded
@@ -146,7 +148,7 @@ class LockTableService(pb_grpc.LockTableServicer):
             done = await self._renew_one(key, command)
             items.append(None if done is None else Item(done[0].answer, done[1]))
             if len(items) % _KEYS_PER_TURN == 0:
-                await asyncio.sleep(0)
+                await next_turn()
         return items
 
     async def _renew_one(
@@ -168,6 +170,7 @@ class LockTableService(pb_grpc.LockTableServicer):
             if isinstance(command, Complete) and command.result.storage is Storage.SERVER:
                 await self._results.require(key, command)
         answers = await self._apply(commands, Rank.ENDING)
+        await _turn_of(commands)
         return pb.SettleReply(
             states=answer_states(answers.items, answers.now_ns),
             lost_states=lost_states(answers.items, answers.now_ns),
@@ -188,6 +191,7 @@ class LockTableService(pb_grpc.LockTableServicer):
         """Read keys."""
         keys = limits.checked_keys(request.keys)
         items, now_ns, revision = await self._calls.run(keys, partial(batch.lookup, keys=keys))
+        await _turn_of(keys)
         reply = pb.LookupReply(
             states=bytes(present_state(item.record, now_ns) for item in items), revision=revision
         )
@@ -208,7 +212,7 @@ class LockTableService(pb_grpc.LockTableServicer):
         for key, record in records:
             infos.append(info_message(key, record, now_ns, room, want_result=want_results))
             if len(infos) % _KEYS_PER_TURN == 0:
-                await asyncio.sleep(0)
+                await next_turn()
         return infos
 
     @guarded
@@ -380,6 +384,12 @@ def _settled_at_ns(seen: Items, n_wanted: int) -> int:
     return ends[n_wanted - 1] if ends else seen.now_ns
 
 
+async def _turn_of(items: Sequence[object]) -> None:
+    """Wait for a turn if what comes next takes long with so many items."""
+    if len(items) >= _KEYS_PER_TURN:
+        await next_turn()
+
+
 async def _parse_all(
     messages: Sequence[MessageT], parse: Callable[[MessageT], tuple[bytes, ChangeT]], field: str
 ) -> list[tuple[bytes, ChangeT]]:
@@ -393,7 +403,7 @@ async def _parse_all(
     for message in messages:
         commands.append(parse(message))
         if len(commands) % _KEYS_PER_TURN == 0:
-            await asyncio.sleep(0)
+            await next_turn()
     limits.check_keys([key for key, _ in commands], field)
     return commands
 

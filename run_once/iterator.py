@@ -19,6 +19,7 @@ from run_once.keys import check_version
 from run_once.live import LiveItem, Outcome, describe, registry, show
 from run_once.loop import Loop
 from run_once.options import MAX_DURATION_S
+from run_once.pace import MAX_AHEAD_KEYS
 from run_once.task import Session
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class DistributedIterator(Generic[ItemT]):
         max_attempts: int | None = None,
         address: str | None = None,
         lease_s: float | timedelta | None = None,
+        prefetch: int | None = None,
     ) -> None:
         """Describe the loop; nothing is read or asked for yet.
 
@@ -71,7 +73,7 @@ class DistributedIterator(Generic[ItemT]):
             shuffle: Read all keys into memory and take them in random order; else they are asked
                 for in the given order.
             version: Version of the work; another version does every key again.
-            chunksize: Keys in one request.
+            chunksize: Keys in the first request; requests grow where that saves some.
             random_seed: Seed of `shuffle`.
             key: Gives an item's key, a string or an integer.
             namespace: Separates equal keys of different projects; None: configured.
@@ -84,6 +86,8 @@ class DistributedIterator(Generic[ItemT]):
                 configured.
             address: The lock server; None: configured.
             lease_s: Length of a lease that is kept alive; None: configured (60 s).
+            prefetch: Hold so many keys at most before they are started; 0: none. None: as many as
+                it takes for the next one to be there in time, none while bodies take long.
 
         Raises:
             ConfigError: An option has a value that cannot be used.
@@ -95,7 +99,10 @@ class DistributedIterator(Generic[ItemT]):
             raise ConfigError(f"settle={settle!r}: choose one of {', '.join(SETTLE_CHOICES)}")
         if chunksize < 1:
             raise ConfigError(f"chunksize={chunksize!r}: an integer of 1 or more is expected")
+        if prefetch is not None and prefetch < 0:
+            raise ConfigError(f"prefetch={prefetch!r}: an integer of 0 or more is expected")
         self.counts = Counts()
+        self._prefetch = MAX_AHEAD_KEYS if prefetch is None else prefetch
         self._keys = keys
         self._timeout_s = timeout_seconds(timeout)
         self._shuffles = shuffle
@@ -116,7 +123,7 @@ class DistributedIterator(Generic[ItemT]):
                 f"key={key!r:.100}: a function that gives an item's key is expected, such as "
                 "key=lambda item: item.name"
             )
-        self._make_key = key_maker(key, version, self._config.namespace)
+        self._make_keys = key_maker(key, version, self._config.namespace)
         self._claims: Loop[ItemT] | None = None
 
     def __iter__(self) -> Loop[ItemT]:
@@ -167,12 +174,14 @@ class DistributedIterator(Generic[ItemT]):
             ttl_s=self._timeout_s or config.lease_s,
             is_kept=not self._timeout_s,
             is_for_good=self._timeout_s == 0,
+            is_explicit=self._is_explicit,
             chunksize=self._chunksize,
             waits=self._wait,
             max_attempts=config.max_attempts,
+            max_ahead=self._prefetch,
         )
         order = random.Random(self._random_seed) if self._shuffles else None  # noqa: S311
-        source = KeySource(self._keys, self._make_key, clock=clock, shuffle=order)
+        source = KeySource(self._keys, self._make_keys, clock=clock, shuffle=order)
         made = KeyPass(source, Session.get(config), options, clock)
         self.counts = made.counts
         return made

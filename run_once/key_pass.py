@@ -1,29 +1,39 @@
-"""One pass over the keys: which to ask for next, and which to come back to.
+"""One pass over the keys: which to ask for next, which to hold ahead, which to come back to.
 
-Keys are asked for in the given order, a chunk in one request, and one of them is granted. While
-nothing but done keys is found the chunks grow, so that a long finished stretch costs few requests.
-Keys that others hold only ahead are come back to; with `wait` so is everything that others hold.
+Keys are asked for in the given order. While bodies are short, several are claimed at a time and
+held ahead, as many as `Pace` says; while nothing but done keys is found, requests grow, so that a
+long finished stretch costs few of them. Keys that others hold only ahead are come back to; with
+`wait` so is everything that others hold.
+
+Two threads meet here: whoever asks for items (`claim_next`, one at a time), and the one that claims
+ahead (`step_ahead`; see `ahead.py`). Only the first reads the caller's iterable.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, Generic, TypeVar
 
 from distlock_proto import lock_table_pb2 as pb
 from run_once.clock import Clock
-from run_once.key_source import KeySource
+from run_once.errors import RunOnceError
+from run_once.key_source import BLOCK_KEYS, KeySource, Todo
 from run_once.lease import Lease
 from run_once.live import LiveItem, Outcome, registry
-from run_once.task import Session
+from run_once.pace import MAX_AHEAD_KEYS, Pace
+from run_once.task import Claimed, Session
+
+logger = logging.getLogger(__name__)
 
 ItemT = TypeVar("ItemT")
 
-MAX_CHUNK_KEYS: Final = 5_000
-"""A request that skips done keys has so many keys at most."""
+MAX_CHUNK_KEYS: Final = BLOCK_KEYS
+"""A request has so many keys at most."""
 
 GROWTH: Final = 4
 """By how much the next request is larger after one that found nothing to do."""
@@ -34,6 +44,24 @@ MAX_REMEMBERED_KEYS: Final = 100_000
 WAIT_S: Final = 10.0
 AHEAD_WAIT_S: Final = 2.0
 """Length of one long poll; that for keys held ahead is shorter, since a start ends no poll."""
+
+_READ_BLOCKS: Final = 16
+"""While only done keys are found, so many requests' worth is read ahead."""
+
+_READ_AHEAD: Final = 8
+"""While keys are held ahead, so many requests' worth is read at once."""
+
+_FRESH_SHARE: Final = 0.91
+"""What a lease of a fixed time has left at least when it is handed out, less the margin: 95 %."""
+
+_LONG_ENOUGH_NS: Final = 2_000_000
+"""With bodies of this length it costs nothing to wake the thread for each."""
+
+_TELL_NS: Final = 100_000_000
+"""An item that was held ahead is marked as started on the server when it took so long."""
+
+_NO_TIME_S: Final = 1e-9
+"""A renewal that lets no lease run longer."""
 
 _BUSY_STATES: Final = (pb.KEY_STATE_BUSY, pb.KEY_STATE_BUSY_AHEAD)
 _NS_PER_S: Final = 1_000_000_000
@@ -75,26 +103,33 @@ class PassOptions:
         ttl_s: Length of a lease.
         is_kept: Keep leases alive.
         is_for_good: Complete each key before it is handed out.
-        chunksize: Keys in one request, while there is something to do.
+        is_explicit: Items outlive the pass.
+        chunksize: Keys in one request at first.
         waits: Come back to all that others hold.
         max_attempts: Leave keys alone that were attempted so often; 0: no limit.
+        max_ahead: Hold so many keys ahead at most.
     """
 
     ttl_s: float
     is_kept: bool
     is_for_good: bool
+    is_explicit: bool
     chunksize: int
     waits: bool
     max_attempts: int
+    max_ahead: int
 
 
 class KeyPass(Generic[ItemT]):
-    """Gives one claimed item after the other; one thread at a time asks.
+    """Gives one claimed item after the other.
 
     Attributes:
         counts: What became of the keys so far.
         session: The connection.
         first_busy: The first key that was left to others; None: none was.
+        first_lost: The first item whose lease was lost; None: none was.
+        pace: How long bodies and requests take.
+        wake: Called when keys should be claimed ahead.
     """
 
     def __init__(
@@ -103,22 +138,40 @@ class KeyPass(Generic[ItemT]):
         self.counts = Counts()
         self.session = session
         self.first_busy: bytes | None = None
+        self.first_lost: LiveItem[ItemT] | None = None
+        # A key that kills its worker must count as attempted: with a limit nothing is held ahead.
+        max_ahead = 0 if options.max_attempts else options.max_ahead
+        self.pace = Pace(max_ahead=max_ahead, lease_ns=round(options.ttl_s * _NS_PER_S))
+        self.wake: Callable[[], None] | None = None
         self._source = source
         self._options = options
         self._clock = clock
         self._size = options.chunksize
-        self._window: dict[bytes, ItemT] = {}
-        self._pending: dict[bytes, ItemT] = {}
+        self._is_skipping = False
         self._failed: dict[bytes, None] = {}
         self._settled: deque[LiveItem[ItemT]] = deque()
         self._out: dict[bytes, LiveItem[ItemT]] = {}
-        self._lock = threading.Lock()
         self._revisit_ns = clock.now_ns() + round(options.ttl_s * _NS_PER_S)
+        # Guarded by _changed.
+        self._changed = threading.Condition(threading.Lock())
+        self._todo: Todo[ItemT] = Todo()
+        self._ready: deque[tuple[ItemT, Lease]] = deque()
+        self._ready_keys: set[bytes] = set()
+        self._pending: dict[bytes, ItemT] = {}
+        self._is_asking = False
+        self._is_closed = False
+        self._error: Exception | None = None
+        self._out_ns: int | None = None
+        self._is_held_off = False
+        self._low_water = 0
+        self._untold: deque[tuple[int, Lease]] = deque()
 
     @property
     def total(self) -> int | None:
         """Number of keys, where the iterable knows it; else None."""
         return self._source.total
+
+    # -- for whoever asks for items ---------------------------------------------------------------
 
     def claim_next(self) -> LiveItem[ItemT] | None:
         """Claim the next item.
@@ -130,39 +183,81 @@ class KeyPass(Generic[ItemT]):
             RunOnceError: The server cannot be asked, or an item has no usable key.
             Exception: The caller's iterable raised it, and all that it gave before is handed out.
         """
+        self._note_body()
         while True:
-            self._take_in_settled()
+            if self._settled:
+                self._take_in_settled()
+            if self._ready or self._is_asking:
+                found = self._take_ready()
+                if found is not None:
+                    return found
+            self._raise_error()
             self._revisit()
-            self._source.read(self._window, self._size, self._options.chunksize)
-            if self._window:
-                item = self._ask()
-                if item is not None:
-                    return item
-            elif self._pending:
+            if self._read() or self._ask_or_await():
+                continue
+            # What was lost is perhaps to be done again; and nobody waits for keys that are done.
+            self.session.settler.flush()
+            if self._settled or self._error is not None:
+                continue
+            if self._pending:
                 self._wait()
-            elif not self._settled:
-                if self._source.error is not None:
-                    raise self._source.error
+            elif self._source.error is not None:
+                raise self._source.error
+            else:
                 return None
 
     def on_settled(self, item: LiveItem[Any]) -> None:
         """Count an outcome; called in whichever thread settled the item."""
-        counts = self.counts
-        with self._lock:
-            if item.outcome is Outcome.COMPLETED:
+        counts, outcome = self.counts, item.outcome
+        with self._changed:
+            if outcome is Outcome.LOST or outcome is Outcome.FAILED:
+                self._settled.append(item)
+            elif self._out.get(item.key) is item:
+                del self._out[item.key]
+            if outcome is Outcome.COMPLETED:
                 counts.completed += 1
-            elif item.outcome is Outcome.FAILED:
+            elif outcome is Outcome.FAILED:
                 counts.failed += 1
-            elif item.outcome is Outcome.LOST:
+            elif outcome is Outcome.LOST:
                 counts.lost += 1
-        self._settled.append(item)
+                self.first_lost = self.first_lost or item
+            elif outcome is None:
+                self._error = self._error or item.error
+
+    def close(self) -> list[Lease]:
+        """End the pass.
+
+        Returns:
+            The leases that were held ahead and not started, to be given back.
+        """
+        if self._options.is_explicit:
+            self._tell_started(self._clock.now_ns())
+        with self._changed:
+            self._is_closed = True
+            left = [lease for _, lease in self._ready]
+            self._ready.clear()
+            self._ready_keys.clear()
+            self._changed.notify_all()
+        return left
 
     def after_fork(self, session: Session) -> None:
         """Go on in a forked child, without what the parent holds."""
         self.session = session
-        self._lock = threading.Lock()
+        self._changed = threading.Condition(threading.Lock())
+        self.wake = None
+        self._is_asking = False
         self._settled.clear()
         self._out.clear()
+        self._ready.clear()
+        self._ready_keys.clear()
+
+    def _note_body(self) -> None:
+        """Take in how long the last item was worked on."""
+        if self._out_ns is not None:
+            now_ns = self._clock.now_ns()
+            self.pace.note_body(now_ns - self._out_ns)
+            self._out_ns = None
+            self._is_held_off = False
 
     def _take_in_settled(self) -> None:
         """Forget what was completed, leave alone what failed, come back to what was lost."""
@@ -175,64 +270,91 @@ class KeyPass(Generic[ItemT]):
                 if len(self._failed) > MAX_REMEMBERED_KEYS:
                     del self._failed[next(iter(self._failed))]
             elif item.outcome is Outcome.LOST:
-                self._set_aside(item.key, item.item, item.present_state)
+                with self._changed:
+                    self._set_aside(item.key, item.item, item.present_state)
 
-    def _ask(self) -> LiveItem[ItemT] | None:
-        """Claim one of the first keys of the window."""
-        for key in self._failed.keys() & self._window.keys():
-            del self._window[key]
-        keys = list(islice(self._window, self._size))
-        if not keys:
-            return None
-        options = self._options
-        claimed = self.session.claim(
-            keys,
-            ttl_s=options.ttl_s,
-            keep_alive=options.is_kept,
-            max_grants=1,
-            max_attempts=options.max_attempts,
-        )
-        granted = self._sort(keys, claimed.states)
-        if granted is None or not claimed.leases:
-            self._size = min(self._size * GROWTH, MAX_CHUNK_KEYS)
-            return None
-        self._size = options.chunksize
-        return self._begin(self._window.pop(granted), claimed.leases[0])
+    def _take_ready(self) -> LiveItem[ItemT] | None:
+        """Hand out the first of the keys that are held ahead; None: there is none."""
+        while self._ready:
+            with self._changed:
+                item, lease = self._ready.popleft()
+                self._ready_keys.discard(lease.key)
+            if not self._is_usable(lease):
+                with self._changed:
+                    self._set_aside(lease.key, item, lease.lost_state)
+                continue
+            live = self._begin(item, lease)
+            if live is None:
+                continue
+            if len(self._todo) < self._size and self._source.is_quick:
+                self._read()  # another iterable may block, and the item with it
+            if len(self._ready) <= self._low_water and self.wake is not None:
+                self.wake()
+            return live
+        return None
 
-    def _sort(self, keys: list[bytes], states: bytes) -> bytes | None:
-        """Take from the window what the answer settles.
+    def _is_usable(self, lease: Lease) -> bool:
+        """Tell whether a lease may be handed out; renew it first if it must be."""
+        if lease.is_lost:
+            return False
+        is_ahead = not lease.started
+        if self._options.is_kept or self._options.is_for_good:
+            if not lease.held:
+                self.session.keeper.renew_now([lease])
+        elif is_ahead:
+            self._end_keeping(lease)
+        lease.started = True
+        if is_ahead:
+            self._untold.append((self._clock.now_ns(), lease))
+        return not lease.is_lost
 
-        Behind the granted key only what stays as it is counts: the rest is asked for again when
-        its turn comes.
+    def _end_keeping(self, lease: Lease) -> None:
+        """Hand out a lease of a fixed time: nearly all of it is left, and it is renewed no more."""
+        keeper = self.session.keeper
+        lease.started = True
+        keeper.drop(lease)
+        lease.is_kept = False
+        if lease.remaining_s < _FRESH_SHARE * lease.ttl_s:
+            keeper.renew_now([lease])
 
-        Returns:
-            The granted key; it stays in the window.
-        """
-        granted: bytes | None = None
-        for key, state in zip(keys, states, strict=True):
-            if state == pb.KEY_STATE_GRANTED:
-                granted = key
-            elif state == pb.KEY_STATE_DONE:
-                del self._window[key]
-                self.counts.found_done += 1
-            elif state == pb.KEY_STATE_EXHAUSTED:
-                del self._window[key]
-                self.counts.exhausted += 1
-            elif granted is None and state != pb.KEY_STATE_NOT_ASKED:
-                self._set_aside(key, self._window.pop(key), state)
-        return granted
+    def _raise_error(self) -> None:
+        with self._changed:
+            if self._error is not None:
+                raise self._error
 
-    def _set_aside(self, key: bytes, item: ItemT, state: int) -> None:
-        """Decide whether to come back to a key that somebody else has or had."""
-        if state == pb.KEY_STATE_DONE:
-            self.counts.found_done += 1
-        elif key in self._out:
-            pass  # the caller's iterable names it twice, and the first is being worked on
-        elif self._options.waits or state == pb.KEY_STATE_BUSY_AHEAD:
-            self._pending[key] = item
-        else:
-            self.counts.busy += 1
-            self.first_busy = self.first_busy or key
+    def _read(self) -> bool:
+        """Read on in the caller's iterable if too little is left to ask for."""
+        source = self._source
+        if source.is_exhausted:
+            return False
+        n_missing = self._n_to_read() - len(self._todo)
+        if n_missing <= 0 or (source.is_slow and self._todo):
+            return False
+        chunk = source.read(n_missing, 0 if self._todo else self._options.chunksize)
+        with self._changed:
+            self._todo.append(chunk)
+        if self._is_skipping and self.wake is not None:
+            self.wake()
+        return True
+
+    def _n_to_read(self) -> int:
+        """Say how many keys should be at hand to ask for."""
+        if self._is_skipping:
+            return _READ_BLOCKS * MAX_CHUNK_KEYS
+        if not self.pace.is_short or (self._options.chunksize == 1 and not self._source.is_quick):
+            return self._size
+        return _READ_AHEAD * self._size
+
+    def _ask_or_await(self) -> bool:
+        """Ask for keys, or await those that are being asked for; False: there are none."""
+        with self._changed:
+            if self._is_asking:
+                self._changed.wait(1.0)
+                return True
+            if not self._todo:
+                return False
+        self._ask(1 + self._want())
+        return True
 
     def _begin(self, item: ItemT, lease: Lease) -> LiveItem[ItemT] | None:
         """Register a claimed item; with `is_for_good` complete it, too, before it is handed out."""
@@ -250,6 +372,7 @@ class KeyPass(Generic[ItemT]):
         if len(self._out) > MAX_REMEMBERED_KEYS:
             del self._out[next(iter(self._out))]
         self.counts.handed_out += 1
+        self._out_ns = self._clock.now_ns()
         return live
 
     def _complete(self, live: LiveItem[ItemT]) -> bool:
@@ -271,19 +394,227 @@ class KeyPass(Generic[ItemT]):
         if now_ns < self._revisit_ns:
             return
         self._revisit_ns = now_ns + round(self._options.ttl_s * _NS_PER_S)
-        self._window = {**self._pending, **self._window}
-        self._pending = {}
+        with self._changed:
+            self._todo.put_back(list(self._pending), list(self._pending.values()))
+            self._pending = {}
 
     def _wait(self) -> None:
         """Wait until something that was set aside is free or done."""
         keys = list(islice(self._pending, MAX_CHUNK_KEYS))
         timeout_s = WAIT_S if self._options.waits else AHEAD_WAIT_S
         states = self.session.client.wait(keys, timeout_s)
-        for key, state in zip(keys, states, strict=True):
-            item = self._pending.pop(key)
-            if state in _BUSY_STATES:
-                self._set_aside(key, item, state)  # at the end, so that all get their turn
+        with self._changed:
+            free: dict[bytes, ItemT] = {}
+            for key, state in zip(keys, states, strict=True):
+                item = self._pending.pop(key)
+                if state in _BUSY_STATES:
+                    self._set_aside(key, item, state)  # at the end, so that all get their turn
+                elif state == pb.KEY_STATE_DONE:
+                    self.counts.found_done += 1
+                else:
+                    free[key] = item
+            self._todo.put_back(list(free), list(free.values()))
+
+    # -- asking the server ------------------------------------------------------------------------
+
+    def step_ahead(self) -> float | None:
+        """Claim ahead what is wanted, or give back what is overdue.
+
+        Returns:
+            In how many seconds to look again; None: when woken.
+        """
+        with self._changed:
+            if self._is_asking or self._is_closed or self._error is not None:
+                return None
+            want, n_ready = self._want(), len(self._ready)
+            overdue = self._take_overdue()
+            is_due = n_ready < want and n_ready * 2 <= want and len(self._todo) > 0
+        self._tell_started(self._clock.now_ns() - _TELL_NS)
+        if overdue:
+            self.session.release(overdue)
+        elif is_due or self._may_skip():
+            try:
+                self._ask(max(1, want - n_ready))
+            except Exception as error:  # noqa: BLE001 - raised where the item is asked for
+                with self._changed:
+                    self._error = error
+                    self._changed.notify_all()
+        return self._next_look_s()
+
+    def _tell_started(self, before_ns: int) -> None:
+        """Tell the server of items that were held ahead, and have been worked on since then."""
+        late: list[Lease] = []
+        while self._untold and self._untold[0][0] <= before_ns:
+            lease = self._untold.popleft()[1]
+            if lease.is_open and not lease.is_settlement_sent:
+                late.append(lease)
+        if not late:
+            return
+        try:
+            if self._options.is_kept:
+                self.session.keeper.renew_now(late)
+            else:  # no longer than it was promised
+                self.session.client.renew([(lease.grant, _NO_TIME_S, True) for lease in late])
+        except RunOnceError as error:
+            logger.info("the start of %d keys could not be told: %s", len(late), error)
+
+    def _may_skip(self) -> bool:
+        """Tell whether to ask on though nothing is wanted ahead: only done keys were found."""
+        return self._is_skipping and not self._ready and len(self._todo) >= MAX_CHUNK_KEYS
+
+    def _want(self) -> int:
+        """Say how many keys should be held ahead."""
+        elapsed_ns = 0 if self._out_ns is None else self._clock.now_ns() - self._out_ns
+        if self._is_held_off:
+            return 0
+        n_left = len(self._todo) if self._source.is_exhausted else None
+        return self.pace.wanted(elapsed_ns=elapsed_ns, n_left=n_left)
+
+    def _take_overdue(self) -> list[Lease]:
+        """Take back what is held ahead if the present body takes much longer than expected."""
+        overdue_ns = self.pace.overdue_ns()
+        if self._out_ns is None or overdue_ns is None or not self._ready:
+            return []
+        if self._clock.now_ns() - self._out_ns < overdue_ns:
+            return []
+        keys = [lease.key for _, lease in self._ready]
+        leases = [lease for _, lease in self._ready]
+        self._todo.put_back(keys, [item for item, _ in self._ready])
+        self._ready.clear()
+        self._ready_keys.clear()
+        self._is_held_off = True
+        return leases
+
+    def _next_look_s(self) -> float | None:
+        """Say when a key will be wanted, or what is held ahead will be overdue."""
+        with self._changed:
+            now_ns = self._clock.now_ns()
+            looks: list[int | None] = []
+            if self._untold:
+                looks.append(self._untold[0][0] + _TELL_NS - now_ns)
+            if self._out_ns is not None and self._ready:
+                overdue_ns = self.pace.overdue_ns()
+                looks.append(None if overdue_ns is None else self._out_ns + overdue_ns - now_ns)
+            elif self._out_ns is not None and not self._is_held_off:
+                looks.append(self.pace.next_want_ns(now_ns - self._out_ns))
+        return min((max(0, ns) / _NS_PER_S for ns in looks if ns is not None), default=None)
+
+    def _ask(self, max_grants: int) -> None:
+        """Claim so many of the first keys."""
+        with self._changed:
+            if self._is_asking or self._is_closed:
+                return
+            keys, items = self._take_todo(max_grants)
+            if not keys:
+                return
+            self._is_asking = True
+        # Held ahead until it is handed out, unless it is handed out at once.
+        is_ahead = max_grants > 1 or self._out_ns is not None
+        began_ns = self._clock.now_ns()
+        claimed: Claimed | None = None
+        try:
+            claimed = self.session.claim(
+                keys,
+                ttl_s=self._options.ttl_s,
+                keep_alive=self._options.is_kept or is_ahead or self._options.is_for_good,
+                max_grants=max_grants,
+                max_attempts=self._options.max_attempts,
+                ahead=is_ahead,
+            )
+        finally:
+            with self._changed:
+                self._is_asking = False
+                if claimed is None:
+                    self._todo.put_back(keys, items)
+                self._changed.notify_all()
+        self.pace.note_request(self._clock.now_ns() - began_ns)
+        with self._changed:
+            self._sort(keys, items, claimed)
+            self._resize(claimed, len(keys), max_grants)
+            self._low_water = self._want() // 2
+            if self.pace.body_ns is not None and self.pace.body_ns > _LONG_ENOUGH_NS:
+                self._low_water = MAX_AHEAD_KEYS  # the thread keeps the time of each body
+            is_closed = self._is_closed
+            if not is_closed:
+                self._changed.notify_all()
+        if is_closed:
+            self.session.release(claimed.leases)
+
+    def _take_todo(self, max_grants: int) -> tuple[list[bytes], list[ItemT]]:
+        """Take the keys of the next request, but for those that this pass failed."""
+        keys, items = self._todo.take(max(self._size, min(max_grants, MAX_CHUNK_KEYS)))
+        if self._failed and not self._failed.keys().isdisjoint(keys):
+            left = [
+                (key, item)
+                for key, item in zip(keys, items, strict=True)
+                if key not in self._failed
+            ]
+            keys, items = [key for key, _ in left], [item for _, item in left]
+        return keys, items
+
+    def _sort(self, keys: list[bytes], items: list[ItemT], claimed: Claimed) -> None:
+        """Take in what the answer says of each key.
+
+        Behind the last granted key only what stays as it is counts: the rest is asked for again
+        when its turn comes.
+        """
+        states, n_keys = claimed.states, len(keys)
+        n_done = states.count(pb.KEY_STATE_DONE)
+        self.counts.found_done += n_done
+        if n_done == n_keys:
+            return
+        if len(claimed.leases) == n_keys:
+            self._hold(zip(items, claimed.leases, strict=True))
+            return
+        last = states.rfind(pb.KEY_STATE_GRANTED)
+        leases = iter(claimed.leases)
+        granted: list[tuple[ItemT, Lease]] = []
+        back_keys: list[bytes] = []
+        back_items: list[ItemT] = []
+        for place, (key, item, state) in enumerate(zip(keys, items, states, strict=True)):
+            if state == pb.KEY_STATE_GRANTED:
+                granted.append((item, next(leases)))
+            elif state == pb.KEY_STATE_EXHAUSTED:
+                self.counts.exhausted += 1
             elif state == pb.KEY_STATE_DONE:
-                self.counts.found_done += 1
+                pass
+            elif place < last or (last < 0 and state != pb.KEY_STATE_NOT_ASKED):
+                self._set_aside(key, item, state)
             else:
-                self._window[key] = item
+                back_keys.append(key)
+                back_items.append(item)
+        self._todo.put_back(back_keys, back_items)
+        self._hold(granted)
+
+    def _hold(self, granted: Any) -> None:
+        """Hold granted keys until they are handed out."""
+        before = len(self._ready)
+        self._ready.extend(granted)
+        self._ready_keys.update(lease.key for _, lease in islice(self._ready, before, None))
+
+    def _resize(self, claimed: Claimed, n_keys: int, max_grants: int) -> None:
+        """Choose the size of the next request by how many keys of this one were granted."""
+        n_granted = len(claimed.leases)
+        if n_granted < max_grants and n_granted < n_keys:
+            self._size = min(max(self._size, n_keys) * GROWTH, MAX_CHUNK_KEYS)
+        else:
+            n_seen = claimed.states.rfind(pb.KEY_STATE_GRANTED) + 1
+            spread = n_seen / max(n_granted, 1)
+            if spread > 1:
+                spread *= 1.25
+            n_next = round(max(self._want(), max_grants) * spread)
+            self._size = min(max(n_next, self._options.chunksize), MAX_CHUNK_KEYS)
+        is_all_done = claimed.states.count(pb.KEY_STATE_DONE) == n_keys
+        self._is_skipping = is_all_done and self._size == MAX_CHUNK_KEYS
+
+    def _set_aside(self, key: bytes, item: ItemT, state: int) -> None:
+        """Decide whether to come back to a key that somebody else has or had."""
+        if state == pb.KEY_STATE_DONE:
+            self.counts.found_done += 1
+        elif key in self._out or key in self._ready_keys:
+            pass  # the caller's iterable names it twice, and the first is being worked on
+        elif self._options.waits or state == pb.KEY_STATE_BUSY_AHEAD:
+            self._pending[key] = item
+        else:
+            self.counts.busy += 1
+            self.first_busy = self.first_busy or key

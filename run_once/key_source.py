@@ -1,19 +1,110 @@
-"""The caller's iterable as a stream of (stored key, item): read in order, a little ahead, once."""
+"""The caller's iterable as a stream of chunks: read in order, a little ahead, once."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Final, Generic, TypeVar
 
 from run_once.clock import Clock
 from run_once.errors import KeyTypeError
-from run_once.keys import stored_key
+from run_once.keys import stored_key, stored_keys
 
 ItemT = TypeVar("ItemT")
 
 SLOW_READ_NS: Final = 50_000_000
-"""Beyond the chunk size, the caller's iterable is read ahead for so long only."""
+"""Beyond what is needed at once, the caller's iterable is read ahead for so long only."""
+
+BLOCK_KEYS: Final = 5_000
+"""Chunks end where the place in the iterable is a multiple of this: a later run reads the same."""
+
+_QUICK_TYPES: Final = (list, tuple, range, dict, set, frozenset)
+"""Iterables that are never slow: the clock need not be asked for each item."""
+
+
+class Chunk(Generic[ItemT]):
+    """Some items that follow each other, with their stored keys.
+
+    Attributes:
+        keys: Stored keys, each once.
+        items: The caller's objects, in the same order.
+        is_block: All of a block: from one multiple of `BLOCK_KEYS` to the next.
+    """
+
+    __slots__ = ("_at", "is_block", "items", "keys")
+
+    def __init__(self, keys: list[bytes], items: list[ItemT], *, is_block: bool = False) -> None:
+        self.keys = keys
+        self.items = items
+        self.is_block = is_block
+        self._at = 0
+
+    def __len__(self) -> int:
+        return len(self.keys) - self._at
+
+    def take(self, size: int) -> tuple[list[bytes], list[ItemT]]:
+        """Take from the front."""
+        begin, self._at = self._at, min(self._at + size, len(self.keys))
+        if begin == 0 and not self:
+            return self.keys, self.items
+        self.is_block = False
+        return self.keys[begin : self._at], self.items[begin : self._at]
+
+
+class Todo(Generic[ItemT]):
+    """The chunks that were read and not asked for yet, in order."""
+
+    def __init__(self) -> None:
+        self._chunks: deque[Chunk[ItemT]] = deque()
+        self._n_keys = 0
+
+    def __len__(self) -> int:
+        return self._n_keys
+
+    def append(self, chunk: Chunk[ItemT]) -> None:
+        """Put a chunk to the end."""
+        if chunk:
+            self._chunks.append(chunk)
+            self._n_keys += len(chunk)
+
+    def put_back(self, keys: list[bytes], items: list[ItemT]) -> None:
+        """Put keys to the front."""
+        if keys:
+            self._chunks.appendleft(Chunk(keys, items))
+            self._n_keys += len(keys)
+
+    def blocks(self, limit: int) -> list[Chunk[ItemT]]:
+        """Give the whole blocks at the front."""
+        found: list[Chunk[ItemT]] = []
+        for chunk in self._chunks:
+            if not chunk.is_block or len(found) == limit:
+                break
+            found.append(chunk)
+        return found
+
+    def drop(self, chunk: Chunk[ItemT]) -> None:
+        """Take a chunk out."""
+        self._chunks.remove(chunk)
+        self._n_keys -= len(chunk)
+
+    def take(self, size: int) -> tuple[list[bytes], list[ItemT]]:
+        """Take so many keys from the front, each once; a repetition is left out."""
+        keys: list[bytes] = []
+        items: list[ItemT] = []
+        n_parts = 0
+        while self._chunks and len(keys) < size:
+            chunk = self._chunks[0]
+            more_keys, more_items = chunk.take(size - len(keys))
+            if not chunk:
+                self._chunks.popleft()
+            self._n_keys -= len(more_keys)
+            keys, items = (
+                (keys + more_keys, items + more_items) if keys else (more_keys, more_items)
+            )
+            n_parts += 1
+        return without_repeated(keys, items) if n_parts > 1 else (keys, items)
 
 
 class KeySource(Generic[ItemT]):
@@ -21,14 +112,16 @@ class KeySource(Generic[ItemT]):
 
     Attributes:
         total: Number of items, where the iterable knows it; else None.
-        is_exhausted: The iterable has ended, or raised.
-        error: What it raised, for when what it gave before is handed out; None: nothing.
+        is_exhausted: The iterable has ended, or raised, or gave an item without a usable key.
+        is_quick: It never blocks: a list or the like.
+        is_slow: The last read was cut short, as the iterable took its time.
+        error: What was raised, for when what came before is handed out; None: nothing.
     """
 
     def __init__(
         self,
         items: Iterable[ItemT],
-        make_key: Callable[[ItemT], bytes],
+        make_keys: Callable[[Sequence[Any]], list[bytes]],
         *,
         clock: Clock,
         shuffle: random.Random | None = None,
@@ -37,7 +130,7 @@ class KeySource(Generic[ItemT]):
 
         Args:
             items: The caller's iterable, endless ones included.
-            make_key: Gives an item's stored key.
+            make_keys: Gives items' stored keys.
             clock: Tells when reading is slow.
             shuffle: Puts the items, all read into memory, in random order; None: as they come.
         """
@@ -46,50 +139,77 @@ class KeySource(Generic[ItemT]):
             shuffle.shuffle(items)
         self.total = _length(items)
         self.is_exhausted = False
+        self.is_slow = False
         self.error: Exception | None = None
+        self.is_quick = type(items) in _QUICK_TYPES
         self._items: Iterator[ItemT] = iter(items)
-        self._make_key = make_key
+        self._n_read = 0
+        self._make_keys = make_keys
         self._clock = clock
 
-    def read(self, window: dict[bytes, ItemT], size: int, prompt_size: int) -> None:
-        """Read until the window holds `size` keys, or the iterable ends, or it is slow.
-
-        A key that is in the window already is read over.
+    def read(self, size: int, prompt_size: int) -> Chunk[ItemT]:
+        """Read on, up to the end of the block at most.
 
         Args:
-            window: Stored key -> item, added to in order.
-            size: Wanted number of keys in the window.
+            size: Wanted number of items.
             prompt_size: So many are waited for, however slow the iterable is.
-        """
-        if self.is_exhausted or len(window) >= size:
-            return
-        started_ns = self._clock.now_ns()
-        for item in self._read_on():
-            window.setdefault(self._make_key(item), item)
-            if len(window) >= size:
-                return
-            is_slow = self._clock.now_ns() - started_ns > SLOW_READ_NS
-            if is_slow and len(window) >= prompt_size:
-                return
-        self.is_exhausted = True
 
-    def _read_on(self) -> Iterator[ItemT]:
-        """Go on with the caller's iterable, up to its end or its error."""
-        while True:
+        Returns:
+            What was read; a key that comes twice is in it once.
+        """
+        begin = self._n_read
+        size = min(size, BLOCK_KEYS - begin % BLOCK_KEYS)
+        items = self._read_items(size, prompt_size)
+        self._n_read += len(items)
+        is_block = len(items) == BLOCK_KEYS
+        try:
+            keys = self._make_keys(items)
+        except Exception as error:  # noqa: BLE001 (kept: it must not cost what came before)
+            keys, self.error, self.is_exhausted = self._good_keys(items), error, True
+            items, is_block = items[: len(keys)], False
+        keys, items = without_repeated(keys, items)
+        return Chunk(keys, items, is_block=is_block)
+
+    def _read_items(self, size: int, prompt_size: int) -> list[ItemT]:
+        self.is_slow = False
+        items: list[ItemT] = []
+        try:
+            if self.is_quick:
+                items += islice(self._items, size)
+            else:
+                self._read_timed(items, size, prompt_size)
+        except Exception as error:  # noqa: BLE001 (kept: it must not cost what came before)
+            self.error = error
+            self.is_exhausted = True
+        self.is_exhausted = self.is_exhausted or (len(items) < size and not self.is_slow)
+        return items
+
+    def _read_timed(self, items: list[ItemT], size: int, prompt_size: int) -> None:
+        """Read one by one, and look at the clock."""
+        now_ns = self._clock.now_ns
+        late_ns = now_ns() + SLOW_READ_NS
+        for item in self._items:
+            items.append(item)
+            is_late = now_ns() > late_ns
+            if len(items) >= size or (is_late and len(items) >= prompt_size):
+                self.is_slow = is_late
+                return
+
+    def _good_keys(self, items: list[ItemT]) -> list[bytes]:
+        """Give the keys up to the first item that has none."""
+        keys: list[bytes] = []
+        for item in items:
             try:
-                item = next(self._items)
-            except StopIteration:
-                return
-            except Exception as error:  # noqa: BLE001 (kept: it must not cost what came before)
-                self.error = error
-                return
-            yield item
+                keys += self._make_keys([item])
+            except Exception:  # noqa: BLE001 (it was kept before)
+                break
+        return keys
 
 
 def key_maker(
     key: Callable[[Any], str | int] | None, version: int, namespace: str
-) -> Callable[[Any], bytes]:
-    """Make the function that gives an item's stored key.
+) -> Callable[[Sequence[Any]], list[bytes]]:
+    """Make the function that gives items' stored keys.
 
     Args:
         key: The user's function from an item to its key; None: the item is its key.
@@ -97,7 +217,7 @@ def key_maker(
         namespace: The namespace.
     """
     if key is None:
-        return lambda item: stored_key(item, version, namespace)
+        return lambda items: stored_keys(items, version, namespace)
     function = key
 
     def make(item: Any) -> bytes:
@@ -106,7 +226,17 @@ def key_maker(
             raise KeyTypeError(f"key= gave bytes for {item!r:.100}: decode them to a string")
         return stored_key(made, version, namespace)
 
-    return make
+    return lambda items: [make(item) for item in items]
+
+
+def without_repeated(keys: list[bytes], items: list[ItemT]) -> tuple[list[bytes], list[ItemT]]:
+    """Leave out the second and later ones of each key."""
+    if len(set(keys)) == len(keys):
+        return keys, items
+    first: dict[bytes, ItemT] = {}
+    for key, item in zip(keys, items, strict=True):
+        first.setdefault(key, item)
+    return list(first), list(first.values())
 
 
 def _length(items: Iterable[Any]) -> int | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 import shlex
-from typing import Final, NamedTuple, SupportsIndex
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, SupportsIndex
 
 from run_once.errors import KeyTypeError, LimitError
 
@@ -13,6 +14,9 @@ MAX_KEY_BYTES: Final = 1024
 
 NAMESPACE_START: Final = "\x1e"
 NAMESPACE_END: Final = "\x1f"
+
+_NAMESPACE_BYTE: Final = NAMESPACE_START.encode()
+_PLAIN_TYPES: Final = frozenset({str, int})
 
 
 def stored_key(key: str | SupportsIndex, version: int = 0, namespace: str = "") -> bytes:
@@ -47,6 +51,33 @@ def stored_key(key: str | SupportsIndex, version: int = 0, namespace: str = "") 
             "use the option namespace instead"
         )
     return validate(_encode(text))
+
+
+def stored_keys(keys: Sequence[Any], version: int = 0, namespace: str = "") -> list[bytes]:
+    """Give the bytes under which many keys are stored, as `stored_key` would each of them.
+
+    Args:
+        keys: Strings and integers.
+        version: Version of the work.
+        namespace: The namespace.
+
+    Raises:
+        KeyTypeError: A key is neither a string nor an integer.
+        LimitError: A key is empty or too long or no valid Unicode, or version or namespace cannot
+            be used.
+    """
+    before = namespace_prefix(namespace)
+    after = f"_v{version:03d}" if check_version(version) else ""
+    if keys and set(map(type, keys)) <= _PLAIN_TYPES and "" not in keys:
+        try:
+            made = [f"{before}{key}{after}".encode() for key in keys]
+        except UnicodeEncodeError:
+            made = [b""]
+        starts = {key[:1] for key in made} if not before else ()
+        if _NAMESPACE_BYTE not in starts and max(map(len, made)) <= MAX_KEY_BYTES and all(made):
+            return made
+    # One of them is wrong, or of another type: the slow way names it.
+    return [stored_key(key, version, namespace) for key in keys]
 
 
 def check_version(version: int) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, NoReturn
 
 from distlock_proto import lock_table_pb2 as pb
-from run_once.answers import NS_PER_S, Grant, RenewAnswer, to_ns
+from run_once.answers import NS_PER_S, Grant, RenewAnswer, SettleAnswer, to_ns
 from run_once.client import LockClient
 from run_once.clock import Clock
 from run_once.errors import RunOnceError
@@ -228,8 +228,28 @@ class LeaseKeeper:
         )
         lease.on_lost = on_lost
         if keep_alive:
-            self._keep(lease)
+            self._keep([lease])
         return lease
+
+    def adopt_all(
+        self, grants: Sequence[Grant], *, ttl_s: float, keep_alive: bool, started: bool
+    ) -> list[Lease]:
+        """Make the leases of many grants at once; see `adopt`."""
+        address = self._client.transport.address
+        leases = [
+            Lease(
+                grant,
+                ttl_s=ttl_s,
+                is_kept=keep_alive,
+                started=started,
+                clock=self._clock,
+                address=address,
+            )
+            for grant in grants
+        ]
+        if keep_alive and leases:
+            self._keep(leases)
+        return leases
 
     def leases(self) -> list[Lease]:
         """Give the kept leases of this process that are neither settled nor lost."""
@@ -248,6 +268,18 @@ class LeaseKeeper:
         """Note that a settlement is on its way: a LOST behind it says nothing new."""
         lease.is_settling = lease.is_settlement_sent = True
 
+    def end_completing(self, leases: Sequence[Lease], answers: Sequence[SettleAnswer]) -> None:
+        """Note the answers to many settlements at once; see `end_settling`."""
+        lost: list[tuple[Lease, int]] = []
+        for lease, answer in zip(leases, answers, strict=True):
+            if answer.is_lost:
+                lost.append((lease, answer.lost_state))
+            else:
+                lease.mark_settled()
+        self.drop_all(leases)
+        for lease, lost_state in lost:
+            lease.mark_lost(lost_state)
+
     def end_settling(self, lease: Lease, *, lost_state: int | None = None) -> None:
         """Note a settlement's answer: the key's state behind a LOST, else None."""
         if lost_state is None:
@@ -259,10 +291,16 @@ class LeaseKeeper:
 
     def drop(self, lease: Lease) -> None:
         """Keep a lease alive no longer; it runs out unless it is settled."""
-        lease.is_settling = False
+        self.drop_all([lease])
+
+    def drop_all(self, leases: Sequence[Lease]) -> None:
+        """Keep leases alive no longer; see `drop`."""
+        for lease in leases:
+            lease.is_settling = False
         if self._pid == os.getpid():
             with self._changed:
-                self._kept.pop((lease.key, lease.token), None)
+                for lease in leases:
+                    self._kept.pop((lease.key, lease.token), None)
 
     def step(self, now_ns: int | None = None) -> int | None:
         """Renew what is due, in one request.
@@ -294,16 +332,17 @@ class LeaseKeeper:
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_s)
 
-    def _keep(self, lease: Lease) -> None:
-        """Put a lease under the thread's care."""
+    def _keep(self, leases: Sequence[Lease]) -> None:
+        """Put leases under the thread's care."""
         if self._pid != os.getpid():
             raise RuntimeError("a forked process must not use its parent's lease keeper")
         with self._changed:
             if self._is_closed:
                 return
-            self._kept[lease.key, lease.token] = lease
-            if lease.due_ns < self._wake_ns:
-                self._wake_ns = lease.due_ns
+            self._kept.update({(lease.key, lease.token): lease for lease in leases})
+            due_ns = min(lease.due_ns for lease in leases)
+            if due_ns < self._wake_ns:
+                self._wake_ns = due_ns
                 self._changed.notify_all()
             if self._thread is None and self._use_thread:
                 self._thread = threading.Thread(

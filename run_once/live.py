@@ -17,6 +17,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final, Generic, SupportsIndex, TypeVar
 
 from distlock_proto import lock_table_pb2 as pb
+from run_once.answers import SettleAnswer
 from run_once.errors import AmbiguousKeyError, NotHeldError
 from run_once.keys import display_key
 from run_once.lease import Lease, LeaseHandle
@@ -50,6 +51,7 @@ class LiveItem(Generic[ItemT]):
         is_current: The iterator handed it out last; it stays findable until the iterator goes on.
         is_loss_told: The caller knows of the LOST.
         is_handed_on: Its handle was taken, so that others may settle it.
+        error: Why it could not be settled in the background.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class LiveItem(Generic[ItemT]):
         self._on_settled = on_settled
         self._lock = threading.Lock()
         self.is_handed_on = False
+        self.error: Exception | None = None
         if isinstance(lease, Lease):
             lease.on_lost = self._note_lost
 
@@ -124,6 +127,36 @@ class LiveItem(Generic[ItemT]):
     def complete(self) -> Outcome:
         """Settle the item as done, and wait for the acknowledgement."""
         return self._settle(Outcome.COMPLETED, lambda: self._session.complete(self.lease))
+
+    def complete_soon(self) -> bool:
+        """Have the item settled as done in the background; until then nobody else settles it.
+
+        Returns:
+            False: it has an outcome already.
+        """
+        assert isinstance(self.lease, Lease), "a handle is settled at once"
+        self._lock.acquire()
+        if self.outcome is not None:
+            self._lock.release()
+            return False
+        self._session.settler.put(self.lease, self)
+        return True
+
+    def take_answer(self, answer: SettleAnswer) -> None:
+        """Hear what became of `complete_soon`."""
+        if answer.is_lost:
+            self.present_state = answer.lost_state
+            self.outcome = Outcome.LOST
+        else:
+            self.outcome = Outcome.COMPLETED
+        self._lock.release()
+        self._end()
+
+    def take_error(self, error: Exception) -> None:
+        """Hear that `complete_soon` could not be carried out; the lease runs out."""
+        self.error = error
+        self._lock.release()
+        self._end()
 
     def fail(self, error: str) -> Outcome:
         """Settle the item as failed: others may try it at once."""

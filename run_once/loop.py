@@ -6,12 +6,14 @@ A `for` holds the only reference to its `Loop`, so that leaving it in any way dr
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
+from run_once.ahead import ClaimAhead
 from run_once.config import Config
 from run_once.errors import LeaseLostWarning
 from run_once.exit_signals import ExitSignals
@@ -26,7 +28,12 @@ from run_once.warn import warn_user
 
 ItemT = TypeVar("ItemT")
 
+logger = logging.getLogger(__name__)
+
 _ENDING_LOOK_S: Final = 0.05
+
+_CLOSE_TIMEOUT_S: Final = 10.0
+"""A loop that is left waits so long for the acknowledgement of what is done."""
 
 
 class Loop(Iterator[ItemT]):
@@ -50,6 +57,7 @@ class Loop(Iterator[ItemT]):
         self._config = config
         self._is_explicit = is_explicit
         self._pass: KeyPass[ItemT] | None = None
+        self._ahead: ClaimAhead | None = None
         self._progress: Progress | None = None
         self._current: LiveItem[ItemT] | None = None
         self._is_closed = False
@@ -89,11 +97,13 @@ class Loop(Iterator[ItemT]):
                 return None
             try:
                 running = self._pass or self._start()
-                self._settle_current(running)
+                self._settle_current()
                 live = running.claim_next()
             except BaseException:
                 self.close()
                 raise
+            if running.first_lost is not None and not self._has_warned_lost:
+                self._warn_lost(running.first_lost, running.counts)
             if live is None:
                 self.close()
                 if not self._config.progress:  # which has shown the same
@@ -111,15 +121,33 @@ class Loop(Iterator[ItemT]):
             self._is_closed = True
             live, self._current = self._current, None
             try:
-                if live is not None and not self._is_explicit:
-                    release_all([live])
-                    registry().remove(live)
+                self._give_back(None if self._is_explicit else live)
             finally:
                 if self._has_signals:
                     self._has_signals = False
                     _EXIT_SIGNALS.leave()
                 if self._progress is not None:
                     self._progress.close()
+
+    def _give_back(self, live: LiveItem[ItemT] | None) -> None:
+        """Give back what was not done, the items that were held ahead included; settle the rest."""
+        if self._ahead is not None:
+            self._ahead.close()
+        if live is not None:
+            registry().remove(live)
+        if self._pass is None:
+            return
+        session, leases = self._pass.session, self._pass.close()
+        n_left = session.settler.flush(_CLOSE_TIMEOUT_S)
+        if n_left:
+            logger.warning(
+                "lock server %s did not acknowledge %d finished keys yet", session.address, n_left
+            )
+        if live is not None and live.outcome is None:
+            session.release([live.lease, *leases])
+            live.mark_released()
+        else:
+            session.release(leases)
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):  # __init__ did not come far
@@ -128,32 +156,29 @@ class Loop(Iterator[ItemT]):
     def _start(self) -> KeyPass[ItemT]:
         """Begin the pass."""
         self._pass = self._begin()
+        self._ahead = ClaimAhead(self._pass)
         self._has_signals = _EXIT_SIGNALS.enter()
         if self._config.progress:
             self._progress = Progress.start(self._pass, self._config)
         return self._pass
 
-    def _settle_current(self, running: KeyPass[ItemT]) -> None:
-        """Settle the last item as done, unless it was settled or that is for the caller to do."""
+    def _settle_current(self) -> None:
+        """Have the last item settled as done, unless that is for the caller to do."""
         live, self._current = self._current, None
         if live is None:
             return
-        if not self._is_explicit and live.outcome is None:
-            self._current = live  # if the server cannot be reached, it is given back
-            live.complete()
-            self._current = None
         live.is_current = False
-        if not self._is_explicit and live.outcome is Outcome.LOST:
+        if not self._is_explicit:
+            live.complete_soon()
             registry().remove(live)
-            self._warn_lost(live, running.counts)
         elif live.outcome is not None and live.outcome is not Outcome.LOST:
             registry().remove(live)
 
     def _warn_lost(self, live: LiveItem[ItemT], counts: Counts) -> None:
         """Warn of the first lost lease; the others are counted."""
-        if self._has_warned_lost or live.is_loss_told:
-            return
         self._has_warned_lost = True
+        if live.is_loss_told or self._is_explicit:
+            return
         warn_user(
             f"the lease on key {show(live.key)} was lost, so this run of it was not accepted: this "
             "process was paused or cut off for longer than the lease, and another was granted the "
@@ -169,6 +194,7 @@ class Loop(Iterator[ItemT]):
         self._lock = threading.RLock()
         self._current = None
         self._progress = None
+        self._ahead = None
         self._has_signals = False
         if self._pass is not None:
             self._pass.after_fork(Session.get(self._config))

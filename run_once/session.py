@@ -17,12 +17,17 @@ from run_once.client import LockClient, RetryPolicy
 from run_once.config import SOURCE_OWN, Config, default_owner
 from run_once.errors import NotHeldError, RunOnceError
 from run_once.lease import Lease, LeaseHandle, LeaseKeeper
+from run_once.settler import Settler
 
 logger = logging.getLogger(__name__)
 
 AnyLease: TypeAlias = Lease | LeaseHandle
 
 _RELEASE_TIMEOUT_S: Final = 2.0
+_FLUSH_TIMEOUT_S: Final = 1.5
+"""So long a signal's handler waits for what is being settled."""
+_CLOSE_TIMEOUT_S: Final = 10.0
+"""So long the end of the process does."""
 _FREE_RETRY: Final = RetryPolicy(total_s=2.0, attempt_s=2.0)
 
 
@@ -57,12 +62,20 @@ class Session:
     Attributes:
         client: Typed calls.
         keeper: Keeps leases alive.
+        settler: Completes in the background.
         address: The server.
     """
 
-    def __init__(self, client: LockClient, keeper: LeaseKeeper | None = None) -> None:
+    def __init__(
+        self,
+        client: LockClient,
+        keeper: LeaseKeeper | None = None,
+        *,
+        uses_threads: bool = True,
+    ) -> None:
         self.client = client
         self.keeper = keeper or LeaseKeeper(client)
+        self.settler = Settler(self.complete_all, use_thread=uses_threads)
         self.address = client.transport.address
         self._under_way: dict[bytes, _UnderWay] = {}
 
@@ -118,11 +131,9 @@ class Session:
                 ahead=ahead,
                 want_results=want_results,
             )
-            for grant in answer.grants:
-                lease = self.keeper.adopt(
-                    grant, ttl_s=ttl_s, keep_alive=keep_alive, started=not ahead
-                )
-                leases.append(lease)
+            leases += self.keeper.adopt_all(
+                answer.grants, ttl_s=ttl_s, keep_alive=keep_alive, started=not ahead
+            )
             late = [lease for lease in leases if not lease.held]
             if late:
                 self._renew_late(late)
@@ -168,7 +179,11 @@ class Session:
             )
 
     def give_back(self) -> None:
-        """Give back all that is kept alive or being claimed, for the process is about to end."""
+        """Settle what is done, and give back all that is kept alive or being claimed.
+
+        For when the process is about to end.
+        """
+        self.settler.flush(_FLUSH_TIMEOUT_S)
         for claim_id, claim in list(self._under_way.items()):
             self.free_claims(
                 [(claim_id, claim.keys)], lease_s=claim.ttl_s, max_grants=claim.max_grants
@@ -183,6 +198,18 @@ class Session:
             ServerUnavailableError: The server is gone; the lease is no longer renewed.
         """
         return self.settle([Ending(lease, "complete", result)])[0]
+
+    def complete_all(self, leases: Sequence[Lease]) -> list[SettleAnswer]:
+        """Complete keys without values in one request; see `complete`."""
+        for lease in leases:
+            lease.is_settling = lease.is_settlement_sent = True
+        try:
+            answers = self.client.settle([Settlement(lease.grant, "complete") for lease in leases])
+        except BaseException:
+            self.keeper.drop_all(leases)
+            raise
+        self.keeper.end_completing(leases, answers)
+        return answers
 
     def fail(self, lease: AnyLease, error: str) -> SettleAnswer:
         """Give a key up as failed: FAILED, or LOST with the key's present state; see `complete`."""
@@ -241,7 +268,17 @@ class Session:
         return answers
 
     def close(self) -> None:
-        """Release the leases that are kept, within two seconds, and close the connection."""
+        """Settle what is done, release the leases that are kept, and close the connection.
+
+        If the server does not answer, that is given up after some seconds.
+        """
+        n_left = self.settler.flush(_CLOSE_TIMEOUT_S)
+        if n_left:
+            logger.warning(
+                "lock server %s did not acknowledge %d finished keys; they are done again",
+                self.address,
+                n_left,
+            )
         self.release(self.keeper.leases())
         self.keeper.close(timeout_s=0)
         self.client.close()

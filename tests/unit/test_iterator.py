@@ -90,7 +90,8 @@ def test_repeated_keys(other: Other) -> None:
     assert other.states("x", "y") == [BUSY, FAILED]
 
 
-def test_endless_generator_is_a_stream() -> None:
+@pytest.mark.parametrize(("prefetch", "n_ahead"), [(0, 10), (None, 16 * MAX_CHUNK_KEYS)])
+def test_endless_generator_is_a_stream(prefetch: int | None, n_ahead: int) -> None:
     """An endless generator is read only a little ahead of what is handed out."""
     read = 0
 
@@ -101,12 +102,12 @@ def test_endless_generator_is_a_stream() -> None:
             yield read
 
     seen = []
-    for item in DistributedIterator(keys(), chunksize=10):
+    for item in DistributedIterator(keys(), chunksize=10, prefetch=prefetch):
         seen.append(item)
         if item == 25:
             break
     assert seen == list(range(1, 26))
-    assert read <= 25 + 10
+    assert read <= 25 + n_ahead
 
 
 @pytest.mark.parametrize("chunksize", [1, 2, 10])
@@ -168,6 +169,7 @@ def test_frozen_signature() -> None:
         ({"version": "x"}, LimitError),
         ({"version": -1}, LimitError),
         ({"lease_s": 0}, ConfigError),
+        ({"prefetch": -1}, ConfigError),
         ({"namespace": "a\x1fb"}, ConfigError),
     ],
 )

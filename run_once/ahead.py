@@ -1,0 +1,63 @@
+"""The thread that claims ahead for one pass, so that the next key is there when it is asked for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any, Final
+
+from run_once.key_pass import KeyPass
+
+logger = logging.getLogger(__name__)
+
+JOIN_S: Final = 2.0
+"""So long the end of a loop waits for a claim that is under way."""
+
+
+class ClaimAhead:
+    """Steps a pass whenever keys may be wanted; the thread starts when that first happens."""
+
+    def __init__(self, running: KeyPass[Any]) -> None:
+        """Serve a pass from now on."""
+        self._pass = running
+        self._wake = threading.Event()
+        self._is_closed = False
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        running.wake = self.wake
+
+    def wake(self) -> None:
+        """Look at once."""
+        if self._thread is None:
+            self._start()
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def close(self) -> None:
+        """End the thread; a claim under way may take a moment, and gives back what it gets."""
+        self._is_closed = True
+        self._pass.wake = None
+        self._wake.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(JOIN_S)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is not None or self._is_closed:
+                return
+            self._thread = threading.Thread(
+                target=self._run, name="run_once claims ahead", daemon=True
+            )
+            self._thread.start()
+
+    def _run(self) -> None:
+        while not self._is_closed:
+            self._wake.clear()
+            try:
+                pause_s = self._pass.step_ahead()
+            except Exception:
+                logger.exception("claiming ahead failed; keys are claimed when they are asked for")
+                return
+            if not self._is_closed:
+                self._wake.wait(pause_s)

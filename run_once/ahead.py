@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
+import weakref
 from typing import Any, Final
 
 from run_once.key_pass import KeyPass
@@ -12,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 JOIN_S: Final = 2.0
 """So long the end of a loop waits for a claim that is under way."""
+
+_RUNNING: Final[weakref.WeakSet[ClaimAhead]] = weakref.WeakSet()
 
 
 class ClaimAhead:
@@ -25,6 +29,11 @@ class ClaimAhead:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         running.wake = self.wake
+        if not _RUNNING:
+            atexit.unregister(_close_all)
+            # Before the sessions are closed, which were opened before.
+            atexit.register(_close_all)
+        _RUNNING.add(self)
 
     def wake(self) -> None:
         """Look at once."""
@@ -33,11 +42,16 @@ class ClaimAhead:
         if not self._wake.is_set():
             self._wake.set()
 
-    def close(self) -> None:
-        """End the thread; a claim under way may take a moment, and gives back what it gets."""
+    def stop(self) -> None:
+        """Claim nothing more."""
         self._is_closed = True
         self._pass.wake = None
         self._wake.set()
+
+    def close(self) -> None:
+        """End the thread; a claim under way may take a moment, and gives back what it gets."""
+        self.stop()
+        _RUNNING.discard(self)
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(JOIN_S)
@@ -61,3 +75,14 @@ class ClaimAhead:
                 return
             if not self._is_closed:
                 self._wake.wait(pause_s)
+
+
+def stop_all() -> None:
+    """Have nothing more claimed ahead, for the process is about to end."""
+    for running in list(_RUNNING):
+        running.stop()
+
+
+def _close_all() -> None:
+    for running in list(_RUNNING):
+        running.close()

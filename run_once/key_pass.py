@@ -183,28 +183,22 @@ class KeyPass(Generic[ItemT]):
             RunOnceError: The server cannot be asked, or an item has no usable key.
             Exception: The caller's iterable raised it, and all that it gave before is handed out.
         """
-        self._note_body()
+        now_ns = self._clock.now_ns()
+        if self._out_ns is not None:
+            self.pace.note_body(now_ns - self._out_ns)
+            self._out_ns = None
+            self._is_held_off = False
         while True:
             if self._settled:
                 self._take_in_settled()
-            if self._ready or self._is_asking:
-                found = self._take_ready()
-                if found is not None:
-                    return found
+            found = self._take_ready(now_ns)
+            if found is not None:
+                return found
             self._raise_error()
             self._revisit()
-            if self._read() or self._ask_or_await():
-                continue
-            # What was lost is perhaps to be done again; and nobody waits for keys that are done.
-            self.session.settler.flush()
-            if self._settled or self._error is not None:
-                continue
-            if self._pending:
-                self._wait()
-            elif self._source.error is not None:
-                raise self._source.error
-            else:
+            if not self._read() and not self._ask_or_await() and not self._come_back():
                 return None
+            now_ns = self._clock.now_ns()
 
     def on_settled(self, item: LiveItem[Any]) -> None:
         """Count an outcome; called in whichever thread settled the item."""
@@ -251,14 +245,6 @@ class KeyPass(Generic[ItemT]):
         self._ready.clear()
         self._ready_keys.clear()
 
-    def _note_body(self) -> None:
-        """Take in how long the last item was worked on."""
-        if self._out_ns is not None:
-            now_ns = self._clock.now_ns()
-            self.pace.note_body(now_ns - self._out_ns)
-            self._out_ns = None
-            self._is_held_off = False
-
     def _take_in_settled(self) -> None:
         """Forget what was completed, leave alone what failed, come back to what was lost."""
         while self._settled:
@@ -273,19 +259,20 @@ class KeyPass(Generic[ItemT]):
                 with self._changed:
                     self._set_aside(item.key, item.item, item.present_state)
 
-    def _take_ready(self) -> LiveItem[ItemT] | None:
+    def _take_ready(self, now_ns: int) -> LiveItem[ItemT] | None:
         """Hand out the first of the keys that are held ahead; None: there is none."""
         while self._ready:
             with self._changed:
                 item, lease = self._ready.popleft()
                 self._ready_keys.discard(lease.key)
-            if not self._is_usable(lease):
+            if not self._is_usable(lease, now_ns):
                 with self._changed:
                     self._set_aside(lease.key, item, lease.lost_state)
                 continue
             live = self._begin(item, lease)
             if live is None:
                 continue
+            self._out_ns = now_ns
             if len(self._todo) < self._size and self._source.is_quick:
                 self._read()  # another iterable may block, and the item with it
             if len(self._ready) <= self._low_water and self.wake is not None:
@@ -293,19 +280,19 @@ class KeyPass(Generic[ItemT]):
             return live
         return None
 
-    def _is_usable(self, lease: Lease) -> bool:
+    def _is_usable(self, lease: Lease, now_ns: int) -> bool:
         """Tell whether a lease may be handed out; renew it first if it must be."""
         if lease.is_lost:
             return False
         is_ahead = not lease.started
         if self._options.is_kept or self._options.is_for_good:
-            if not lease.held:
+            if not lease.is_held_at(now_ns):
                 self.session.keeper.renew_now([lease])
         elif is_ahead:
             self._end_keeping(lease)
         lease.started = True
         if is_ahead:
-            self._untold.append((self._clock.now_ns(), lease))
+            self._untold.append((now_ns, lease))
         return not lease.is_lost
 
     def _end_keeping(self, lease: Lease) -> None:
@@ -348,6 +335,8 @@ class KeyPass(Generic[ItemT]):
     def _ask_or_await(self) -> bool:
         """Ask for keys, or await those that are being asked for; False: there are none."""
         with self._changed:
+            if self._ready:
+                return True
             if self._is_asking:
                 self._changed.wait(1.0)
                 return True
@@ -372,7 +361,6 @@ class KeyPass(Generic[ItemT]):
         if len(self._out) > MAX_REMEMBERED_KEYS:
             del self._out[next(iter(self._out))]
         self.counts.handed_out += 1
-        self._out_ns = self._clock.now_ns()
         return live
 
     def _complete(self, live: LiveItem[ItemT]) -> bool:
@@ -397,6 +385,20 @@ class KeyPass(Generic[ItemT]):
         with self._changed:
             self._todo.put_back(list(self._pending), list(self._pending.values()))
             self._pending = {}
+
+    def _come_back(self) -> bool:
+        """Find what is left when all keys were asked for; False: nothing is."""
+        # What turns out to be lost may have to be done again, and nobody waits while others wait
+        # for what is done here.
+        self.session.settler.flush()
+        if self._settled or self._error is not None:
+            return True
+        if self._pending:
+            self._wait()
+            return True
+        if self._source.error is not None:
+            raise self._source.error
+        return False
 
     def _wait(self) -> None:
         """Wait until something that was set aside is free or done."""

@@ -11,7 +11,6 @@ Leases belong to the process that claimed them: a forked child holds none of the
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from run_once.answers import NS_PER_S, Grant, RenewAnswer, SettleAnswer, to_ns
 from run_once.client import LockClient
 from run_once.clock import Clock
 from run_once.errors import RunOnceError
+from run_once.process import THIS
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,23 @@ class Lease:
         is_settlement_sent: A settlement was sent, and the server may have taken it.
     """
 
+    __slots__ = (
+        "_address",
+        "_clock",
+        "_is_lost",
+        "_is_settled",
+        "_pid",
+        "due_ns",
+        "grant",
+        "is_kept",
+        "is_settlement_sent",
+        "is_settling",
+        "lost_state",
+        "on_lost",
+        "started",
+        "ttl_s",
+    )
+
     def __init__(
         self,
         grant: Grant,
@@ -91,7 +108,7 @@ class Lease:
         self.on_lost: Callable[[Lease], None] | None = None
         self._clock = clock
         self._address = address
-        self._pid = os.getpid()
+        self._pid = THIS.pid
         self._is_lost = False
         self._is_settled = False
         self.is_settling = False
@@ -118,6 +135,10 @@ class Lease:
         """Tell whether no other holder can have been granted the key yet."""
         return self.is_open and not self.is_settlement_sent and self.remaining_s > 0
 
+    def is_held_at(self, now_ns: int) -> bool:
+        """Tell whether it is held at this time; see `held`."""
+        return self.is_open and not self.is_settlement_sent and self.grant.expires_ns > now_ns
+
     @property
     def remaining_s(self) -> float:
         """Seconds until the lease is doubtful; below 0: since when it is."""
@@ -136,7 +157,7 @@ class Lease:
     @property
     def is_mine(self) -> bool:
         """Tell whether this process claimed it."""
-        return self._pid == os.getpid()
+        return self._pid == THIS.pid
 
     @property
     def is_open(self) -> bool:
@@ -198,7 +219,7 @@ class LeaseKeeper:
         self._client = client
         self._clock = clock or client.clock
         self._use_thread = use_thread
-        self._pid = os.getpid()
+        self._pid = THIS.pid
         self._changed = threading.Condition()
         # Guarded by _changed: the leases that are kept, the thread, and whether it shall end.
         self._kept: dict[tuple[bytes, int], Lease] = {}
@@ -253,7 +274,7 @@ class LeaseKeeper:
 
     def leases(self) -> list[Lease]:
         """Give the kept leases of this process that are neither settled nor lost."""
-        if self._pid != os.getpid():
+        if self._pid != THIS.pid:
             return []
         with self._changed:
             return list(self._kept.values())
@@ -297,7 +318,7 @@ class LeaseKeeper:
         """Keep leases alive no longer; see `drop`."""
         for lease in leases:
             lease.is_settling = False
-        if self._pid == os.getpid():
+        if self._pid == THIS.pid:
             with self._changed:
                 for lease in leases:
                     self._kept.pop((lease.key, lease.token), None)
@@ -311,7 +332,7 @@ class LeaseKeeper:
         Returns:
             When the next renewal is due, or None if no lease is kept.
         """
-        if self._pid != os.getpid():
+        if self._pid != THIS.pid:
             return None
         now_ns = self._clock.now_ns() if now_ns is None else now_ns
         leases = self.leases()
@@ -322,7 +343,7 @@ class LeaseKeeper:
 
     def close(self, timeout_s: float = 2.0) -> None:
         """End the thread; leases that are still open run out."""
-        if self._pid != os.getpid():
+        if self._pid != THIS.pid:
             return
         with self._changed:
             self._is_closed = True
@@ -334,7 +355,7 @@ class LeaseKeeper:
 
     def _keep(self, leases: Sequence[Lease]) -> None:
         """Put leases under the thread's care."""
-        if self._pid != os.getpid():
+        if self._pid != THIS.pid:
             raise RuntimeError("a forked process must not use its parent's lease keeper")
         with self._changed:
             if self._is_closed:

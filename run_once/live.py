@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import enum
 import operator
-import os
 import threading
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final, Generic, SupportsIndex, TypeVar
@@ -21,6 +20,7 @@ from run_once.answers import SettleAnswer
 from run_once.errors import AmbiguousKeyError, NotHeldError
 from run_once.keys import display_key
 from run_once.lease import Lease, LeaseHandle
+from run_once.process import THIS
 from run_once.task import AnyLease, Session, error_text
 
 ItemT = TypeVar("ItemT")
@@ -53,6 +53,22 @@ class LiveItem(Generic[ItemT]):
         is_handed_on: Its handle was taken, so that others may settle it.
         error: Why it could not be settled in the background.
     """
+
+    __slots__ = (
+        "_lock",
+        "_on_settled",
+        "_session",
+        "error",
+        "is_current",
+        "is_handed_on",
+        "is_kept",
+        "is_loss_told",
+        "item",
+        "lease",
+        "outcome",
+        "present_state",
+        "thread_id",
+    )
 
     def __init__(
         self,
@@ -216,18 +232,18 @@ class LiveItems:
     """The live items of this process, by stored key and by the caller's object."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
+        self.pid = THIS.pid
         self._lock = threading.RLock()
         self._items: dict[LiveItem[Any], None] = {}
         self._lost: dict[LiveItem[Any], None] = {}
+        # Names are looked up when somebody asks for one: most items come and go without.
+        self._unnamed: dict[LiveItem[Any], None] = {}
         self._by_name: dict[Hashable, list[LiveItem[Any]]] = {}
 
     def add(self, item: LiveItem[Any]) -> None:
         """Register an item that is about to be handed out."""
         with self._lock:
-            self._items[item] = None
-            for name in _names(item):
-                self._by_name.setdefault(name, []).append(item)
+            self._items[item] = self._unnamed[item] = None
             if len(self._items) > MAX_EXPIRED_ITEMS:
                 self._drop_expired()
 
@@ -248,6 +264,9 @@ class LiveItems:
                 return
             del self._items[item]
             self._lost.pop(item, None)
+            if item in self._unnamed:
+                del self._unnamed[item]
+                return
             for name in _names(item):
                 others = [other for other in self._by_name[name] if other is not item]
                 if others:
@@ -266,6 +285,7 @@ class LiveItems:
             AmbiguousKeyError: There are several.
         """
         with self._lock:
+            self._name_all()
             found: dict[LiveItem[Any], None] = {}
             for name in _names_of(key):
                 found.update(dict.fromkeys(self._by_name.get(name, ())))
@@ -285,6 +305,13 @@ class LiveItems:
                 for item in self._items
                 if item.outcome is None and (item.is_kept or not is_kept_only)
             ]
+
+    def _name_all(self) -> None:
+        """Put what came since the last time under its names."""
+        for item in self._unnamed:
+            for name in _names(item):
+                self._by_name.setdefault(name, []).append(item)
+        self._unnamed.clear()
 
     def _drop_expired(self) -> None:
         """Forget the oldest item if it ran out and nobody settled it."""
@@ -323,12 +350,12 @@ _registry_lock: threading.Lock = threading.Lock()
 def registry() -> LiveItems:
     """Give this process's live items; a forked child has none."""
     global _registry, _registry_lock  # noqa: PLW0603 (one per process)
-    if _registry is not None and _registry.pid == os.getpid():
+    if _registry is not None and _registry.pid == THIS.pid:
         return _registry
     if _registry is not None:
         _registry_lock = threading.Lock()  # a thread that does not exist here may hold the old one
     with _registry_lock:
-        if _registry is None or _registry.pid != os.getpid():
+        if _registry is None or _registry.pid != THIS.pid:
             _registry = LiveItems()
     return _registry
 

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
-from run_once.ahead import ClaimAhead
+from run_once.ahead import ClaimAhead, stop_all
 from run_once.config import Config
 from run_once.errors import LeaseLostWarning
 from run_once.exit_signals import ExitSignals
 from run_once.key_pass import Counts, KeyPass
 from run_once.live import LiveItem, Outcome, registry, release_all, show
 from run_once.pass_end import tell_end
+from run_once.process import THIS
 from run_once.progress import Progress
 from run_once.readahead import ADVICE, ReadAheadWatch
 from run_once.session import give_back_all
@@ -61,7 +61,7 @@ class Loop(Iterator[ItemT]):
         self._progress: Progress | None = None
         self._current: LiveItem[ItemT] | None = None
         self._is_closed = False
-        self._pid = os.getpid()
+        self._pid = THIS.pid
         self._lock = threading.RLock()
         self._watch = ReadAheadWatch()
         self._has_warned_ahead = is_explicit
@@ -115,7 +115,7 @@ class Loop(Iterator[ItemT]):
 
     def close(self) -> None:
         """Leave the loop: give the current item back, put signal handlers back, end the bar."""
-        if self._is_closed or self._pid != os.getpid():
+        if self._is_closed or self._pid != THIS.pid:
             return
         with self._lock:
             self._is_closed = True
@@ -188,9 +188,9 @@ class Loop(Iterator[ItemT]):
 
     def _after_fork(self) -> None:
         """In a forked child, leave the parent's item alone and go on with claims of its own."""
-        if self._pid == os.getpid():
+        if self._pid == THIS.pid:
             return
-        self._pid = os.getpid()
+        self._pid = THIS.pid
         self._lock = threading.RLock()
         self._current = None
         self._progress = None
@@ -201,6 +201,7 @@ class Loop(Iterator[ItemT]):
 
 
 def _give_back() -> None:
+    stop_all()
     release_all(registry().held(is_kept_only=True))
     give_back_all()
 

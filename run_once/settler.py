@@ -8,7 +8,6 @@ before it ends, before it waits for others, and when it is left; a session befor
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -17,6 +16,7 @@ from typing import Final, Protocol
 
 from run_once.answers import SettleAnswer
 from run_once.lease import Lease
+from run_once.process import THIS
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Settler:
         """
         self._complete = complete
         self._use_thread = use_thread
-        self._pid = os.getpid()
+        self._pid = THIS.pid
         self._changed = threading.Condition()
         self._queue: deque[tuple[Lease, Ended]] = deque()
         self._n_sending = 0
@@ -99,7 +99,7 @@ class Settler:
         Returns:
             How many items are still unanswered.
         """
-        if self._pid != os.getpid():
+        if self._pid != THIS.pid:
             return 0
         while not self._use_thread and self.step():
             pass

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 from run_once import (
     AlreadyDoneError,
@@ -24,6 +25,8 @@ from run_once import (
     notify_success,
 )
 from run_once.config import load_config
+from run_once.key_pass import KeyPass
+from run_once.live import LiveItem, Outcome
 from run_once.task import Session
 
 Log = Callable[[str, str], None]
@@ -84,23 +87,22 @@ def notifying_pass(loop: DistributedIterator[str], body: Callable[[str], None], 
 
 
 def settling_pass(loop: DistributedIterator[str], body: Callable[[str], None], log: Log) -> None:
-    """Settle each key by asking for the next: it was accepted if the loop counts it so."""
-    last, completed = "", 0
+    """Settle each key by asking for the next, and note what the server said of it."""
+    on_settled = KeyPass.on_settled
 
-    def settled() -> None:
-        if last:
-            log("accepted" if loop.counts.completed > completed else "lost", last)
+    def noted(running: KeyPass[str], live: LiveItem[str]) -> None:
+        on_settled(running, live)
+        words = {Outcome.COMPLETED: "accepted", Outcome.LOST: "lost"}
+        if live.outcome in words:
+            log(words[live.outcome], live.item)
 
-    for key in loop:
-        settled()
-        last, completed = key, loop.counts.completed
-        try:
-            body(key)
-        except BodyError:
-            notify_failure(key)
-            log("failed", key)
-            last = ""
-    settled()
+    with mock.patch.object(KeyPass, "on_settled", noted):
+        for key in loop:
+            try:
+                body(key)
+            except BodyError:
+                notify_failure(key)
+                log("failed", key)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from distlock_server.clock import ManualClock
 from run_once.client import LockClient
 from run_once.errors import ServerUnavailableError
 from run_once.lease import Lease, LeaseHandle, LeaseKeeper
+from run_once.process import THIS
 from tests.fake_server import FakeServer, FakeTransport, Fault, make_client
 
 
@@ -277,7 +278,7 @@ def test_child_holds_nothing(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> N
     (lease,) = setup.claim(b"a", ttl_s=10)
     grant = lease.grant
     pid = os.getpid()
-    monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+    monkeypatch.setattr(THIS, "pid", pid + 1)
     assert not lease.held
     assert not lease.is_open
     setup.clock.advance(5)

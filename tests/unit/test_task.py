@@ -24,6 +24,7 @@ from run_once.errors import (
     ServerUnavailableError,
 )
 from run_once.lease import Lease
+from run_once.process import THIS
 from run_once.task import Ending, Ran, Session, run_task, settle_ran
 from tests.fake_server import FakeServer, FakeTransport, Fault, make_client, make_session
 
@@ -336,7 +337,7 @@ def test_child_cannot_settle(session: Session, monkeypatch: pytest.MonkeyPatch) 
     """A forked child that settles its parent's lease is told to use the handle."""
     (lease,) = session.claim([b"a"], ttl_s=60).leases
     pid = os.getpid()
-    monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+    monkeypatch.setattr(THIS, "pid", pid + 1)
     with pytest.raises(NotHeldError, match=r"lease\.handle"):
         session.complete(lease)
     session.release([lease])

@@ -7,7 +7,6 @@ Each function is run by the table's committer over a `Txn`; the rules for a sing
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 from distlock_server.state import (
@@ -59,7 +58,7 @@ def claim(txn: Txn, keys: Sequence[bytes], command: Claim, max_grants: int) -> I
     left = max_grants
     if max_grants:
         left -= sum(_is_held_by(txn.get(key), command.claim_id) for key in keys)
-    refused = replace(command, may_grant=False)
+    refused = command._replace(may_grant=False)
     items = []
     for key in keys:
         may_grant = not max_grants or left > 0

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
 CLAIM_ID_BYTES: Final = 16
@@ -35,8 +34,7 @@ class Storage(enum.IntEnum):
     URL = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """The value of a done key, or where it is.
 
     Attributes:
@@ -55,8 +53,7 @@ class Result:
 NO_RESULT: Final = Result()
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """A key under a lease, live or expired.
 
     Attributes:
@@ -95,8 +92,7 @@ class Held:
         return self.attempts - 1 if self.ahead else self.attempts
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """A key that failed, or was given back after earlier attempts; it may be claimed.
 
     Attributes:
@@ -118,8 +114,7 @@ class Failed:
     revision: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """A completed key.
 
     Attributes:
@@ -159,8 +154,7 @@ class Stamp(NamedTuple):
     token: int
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """Ask for a lease.
 
     Attributes:
@@ -182,8 +176,7 @@ class Claim:
     may_grant: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Renew:
+class Renew(NamedTuple):
     """Let the lease run for ttl_ns from now; `started` clears the ahead mark."""
 
     claim_id: bytes
@@ -192,8 +185,7 @@ class Renew:
     started: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Complete:
+class Complete(NamedTuple):
     """Settle: the body ended well."""
 
     claim_id: bytes
@@ -201,8 +193,7 @@ class Complete:
     result: Result = NO_RESULT
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(NamedTuple):
     """Settle: the body failed."""
 
     claim_id: bytes
@@ -210,28 +201,24 @@ class Fail:
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(NamedTuple):
     """Settle: the holder gives the key back, and its attempt does not count."""
 
     claim_id: bytes
     token: int
 
 
-@dataclass(frozen=True, slots=True)
-class Lookup:
+class Lookup(NamedTuple):
     """Read the key."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reset:
+class Reset(NamedTuple):
     """Make the key absent unless it changed after `max_revision`."""
 
     max_revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class Seize:
+class Seize(NamedTuple):
     """Take the key whatever its state, as `overwrite` of 2021 did.
 
     Attributes:
@@ -247,8 +234,7 @@ class Seize:
     data: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Invalidate:
+class Invalidate(NamedTuple):
     """Make a done key absent whose result, stored under `token`, cannot be used."""
 
     token: int
@@ -331,7 +317,7 @@ def is_stored_change(before: Record, after: Record) -> bool:
     if before is after:
         return False
     if isinstance(before, Held) and isinstance(after, Held):
-        return replace(before, deadline_ns=after.deadline_ns) != after
+        return before._replace(deadline_ns=after.deadline_ns) != after
     return True
 
 
@@ -392,8 +378,7 @@ def _renew(record: Record, command: Renew, stamp: Stamp) -> _Step:
     ahead = record.ahead and not command.started
     stored_changes = ttl_ns != record.ttl_ns or ahead != record.ahead
     return (
-        replace(
-            record,
+        record._replace(
             deadline_ns=max(record.deadline_ns, stamp.now_ns + command.ttl_ns),
             ttl_ns=ttl_ns,
             ahead=ahead,

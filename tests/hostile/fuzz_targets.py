@@ -9,7 +9,6 @@ import json
 import random
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -88,7 +87,7 @@ def _records(folder: Path) -> Target:
             is_marked = codec.is_marked_expired(raw)
             again = codec.decode(codec.encode(record, is_expired=is_marked), _OPENED)
             if isinstance(record, Held) and isinstance(again, Held):
-                again = replace(again, deadline_ns=record.deadline_ns)
+                again = again._replace(deadline_ns=record.deadline_ns)
             assert again == record, "it is stored as another one"
 
     return Target(run, [*(codec.encode(record) for record in records), old])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +143,7 @@ def test_records_come_back_as_they_were(record: Any) -> None:
     """Every record that can be made is read back as it was."""
     found = codec.decode(codec.encode(record), OPENED)
     if isinstance(record, Held) and isinstance(found, Held):
-        found = replace(found, deadline_ns=record.deadline_ns)
+        found = found._replace(deadline_ns=record.deadline_ns)
     assert found == record
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,7 +30,7 @@ def failed_claim_granted_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def claim(record: Record, command: state.Claim, stamp: Stamp) -> Any:
         if isinstance(record, state.Failed):
-            record = replace(record, claim_id=b"somebody else's.")
+            record = record._replace(claim_id=b"somebody else's.")
         return real(record, command, stamp)
 
     monkeypatch.setitem(state._STEPS, state.Claim, claim)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -47,7 +46,7 @@ def no_time_after_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     real = codec._decode_held
 
     def decode(reader: Any, head: Any, opened: Any) -> state.Held:
-        return replace(real(reader, head, opened), deadline_ns=opened.now_ns)
+        return real(reader, head, opened)._replace(deadline_ns=opened.now_ns)
 
     monkeypatch.setattr(codec, "_decode_held", decode)
 
@@ -86,7 +85,7 @@ def longer_ttl_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def is_stored_change(before: Record, after: Record) -> bool:
         if isinstance(before, state.Held) and isinstance(after, state.Held):
-            after = replace(after, ttl_ns=before.ttl_ns, revision=before.revision)
+            after = after._replace(ttl_ns=before.ttl_ns, revision=before.revision)
         return real(before, after)
 
     monkeypatch.setattr(group, "is_stored_change", is_stored_change)

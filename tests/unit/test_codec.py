@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -106,7 +105,7 @@ def test_settled_records_come_back(record: Failed | Done) -> None:
 @given(held_records)
 def test_lease_runs_anew_from_the_opening(record: Held) -> None:
     """Without a stored deadline a lease has its whole ttl from when the database was opened."""
-    expected = replace(record, deadline_ns=OPENED.now_ns + record.ttl_ns)
+    expected = record._replace(deadline_ns=OPENED.now_ns + record.ttl_ns)
     assert decode(encode(record), OPENED) == expected
 
 
@@ -116,7 +115,7 @@ def test_lease_stored_as_expired_is_expired(record: Held) -> None:
     """A lease that ran out before a clean shutdown is expired as soon as the database is opened."""
     raw = encode(record, is_expired=True)
     found = decode(raw, OPENED)
-    assert found == replace(record, deadline_ns=OPENED.now_ns)
+    assert found == record._replace(deadline_ns=OPENED.now_ns)
     assert isinstance(found, Held)
     assert found.is_expired(OPENED.now_ns)
     assert codec.is_marked_expired(raw)
@@ -128,7 +127,7 @@ def test_lease_stored_as_expired_is_expired(record: Held) -> None:
 def test_stored_deadline_comes_back(record: Held, deadline_ns: int) -> None:
     """On a shared engine the deadline is the stored one, whenever the database is opened."""
     raw = encode(record, deadline_ns=deadline_ns)
-    assert decode(raw, OPENED) == replace(record, deadline_ns=deadline_ns)
+    assert decode(raw, OPENED) == record._replace(deadline_ns=deadline_ns)
     assert not codec.is_marked_expired(raw)
 
 
@@ -136,7 +135,7 @@ def test_stored_deadline_comes_back(record: Held, deadline_ns: int) -> None:
 @given(held_records, walls)
 def test_deadline_in_memory_is_not_stored(record: Held, deadline_ns: int) -> None:
     """Renewals that only move the deadline leave the bytes as they are."""
-    assert encode(replace(record, deadline_ns=deadline_ns)) == encode(record)
+    assert encode(record._replace(deadline_ns=deadline_ns)) == encode(record)
 
 
 @BUSY_MACHINE
@@ -161,9 +160,9 @@ def test_different_records_have_different_bytes(
 ) -> None:
     """Compare-and-swap compares bytes: equal bytes are equal records, and the other way round."""
     if isinstance(one, Held):
-        one = replace(one, deadline_ns=0)
+        one = one._replace(deadline_ns=0)
     if isinstance(two, Held):
-        two = replace(two, deadline_ns=0)
+        two = two._replace(deadline_ns=0)
     assert (encode(one) == encode(two)) is (one == two)
 
 
@@ -178,7 +177,7 @@ def test_done_key_is_small() -> None:
 
 def test_too_long_record_is_refused() -> None:
     """A record over the limit is neither written nor read."""
-    too_long = replace(DONE, data=b"x" * codec.MAX_RECORD_BYTES)
+    too_long = DONE._replace(data=b"x" * codec.MAX_RECORD_BYTES)
     with pytest.raises(CodecError, match="at most"):
         encode(too_long)
     with pytest.raises(CodecError, match="more than a record can have"):
@@ -187,8 +186,8 @@ def test_too_long_record_is_refused() -> None:
 
 def test_largest_record_fits() -> None:
     """Exactly the limit is written and read."""
-    room = codec.MAX_RECORD_BYTES - len(encode(replace(DONE, data=b"x"))) + 1
-    record = replace(DONE, data=b"x" * room)
+    room = codec.MAX_RECORD_BYTES - len(encode(DONE._replace(data=b"x"))) + 1
+    record = DONE._replace(data=b"x" * room)
     raw = encode(record)
     assert len(raw) == codec.MAX_RECORD_BYTES
     assert decode(raw, OPENED) == record
@@ -269,7 +268,7 @@ def test_right_checksum_does_not_help_nonsense(tail: bytes, kind: int) -> None:
     assert again == raw
 
 
-NO_OWNER = replace(DONE, owner="")
+NO_OWNER = DONE._replace(owner="")
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -92,7 +90,7 @@ def test_lease_of_2021_can_be_stored_anew(
     assert swap.value is not None
     assert codec.is_marked_expired(swap.value)
     assert isinstance(record, Held)
-    assert decode(swap.value, OPENED) == replace(record, deadline_ns=OPENED.now_ns)
+    assert decode(swap.value, OPENED) == record._replace(deadline_ns=OPENED.now_ns)
 
 
 def test_lock_of_2021_cut_inside_a_field_is_an_error() -> None:

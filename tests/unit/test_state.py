@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -55,29 +54,29 @@ HELD_BY_THIS = Held(
     data=b"opaque",
     revision=40,
 )
-HELD_BY_OTHER = replace(HELD_BY_THIS, claim_id=OTHERS, token=OTHER_TOKEN)
+HELD_BY_OTHER = HELD_BY_THIS._replace(claim_id=OTHERS, token=OTHER_TOKEN)
 FAILED_BY_THIS = Failed(MINE, MY_TOKEN, 3, "boom", 1, released=False, revision=40)
 DONE_BY_THIS = Done(MY_TOKEN, "holder", 1, VALUE, b"opaque", revision=40)
-HELD_2021 = replace(
-    HELD_BY_OTHER, claim_id=NO_CLAIM_ID, token=0, attempts=1, last_error="", revision=0
+HELD_2021 = HELD_BY_OTHER._replace(
+    claim_id=NO_CLAIM_ID, token=0, attempts=1, last_error="", revision=0
 )
 
 RECORDS: dict[str, Record] = {
     "absent": None,
     "failed by this": FAILED_BY_THIS,
-    "failed by another": replace(FAILED_BY_THIS, claim_id=OTHERS, token=OTHER_TOKEN),
-    "released by this": replace(FAILED_BY_THIS, released=True),
+    "failed by another": FAILED_BY_THIS._replace(claim_id=OTHERS, token=OTHER_TOKEN),
+    "released by this": FAILED_BY_THIS._replace(released=True),
     "held by this": HELD_BY_THIS,
-    "held by this, expired": replace(HELD_BY_THIS, deadline_ns=NOW_NS - 1),
-    "held by this, ahead": replace(HELD_BY_THIS, ahead=True),
+    "held by this, expired": HELD_BY_THIS._replace(deadline_ns=NOW_NS - 1),
+    "held by this, ahead": HELD_BY_THIS._replace(ahead=True),
     "held by another": HELD_BY_OTHER,
-    "held by another, expired": replace(HELD_BY_OTHER, deadline_ns=NOW_NS),
-    "held by another, expired ahead": replace(HELD_BY_OTHER, deadline_ns=NOW_NS, ahead=True),
-    "held by this claim id with a newer token": replace(HELD_BY_THIS, token=OTHER_TOKEN),
+    "held by another, expired": HELD_BY_OTHER._replace(deadline_ns=NOW_NS),
+    "held by another, expired ahead": HELD_BY_OTHER._replace(deadline_ns=NOW_NS, ahead=True),
+    "held by this claim id with a newer token": HELD_BY_THIS._replace(token=OTHER_TOKEN),
     "held since 2021": HELD_2021,
-    "held since 2021, expired": replace(HELD_2021, deadline_ns=NOW_NS),
+    "held since 2021, expired": HELD_2021._replace(deadline_ns=NOW_NS),
     "done by this": DONE_BY_THIS,
-    "done by another": replace(DONE_BY_THIS, token=OTHER_TOKEN),
+    "done by another": DONE_BY_THIS._replace(token=OTHER_TOKEN),
     "done in 2021": Done(0, "old", 1, data=b"opaque"),
 }
 
@@ -114,7 +113,7 @@ def granted(attempts: int, last_error: str = "") -> Held:
     )
 
 
-RENEWED = replace(HELD_BY_THIS, deadline_ns=NOW_NS + TTL_NS)
+RENEWED = HELD_BY_THIS._replace(deadline_ns=NOW_NS + TTL_NS)
 COMPLETED = Done(MY_TOKEN, "holder", WALL_NS, VALUE, b"opaque", revision=100)
 FAILED = Failed(MINE, MY_TOKEN, 3, "new error", WALL_NS, revision=100)
 RELEASED = Failed(MINE, MY_TOKEN, 2, "earlier", WALL_NS, released=True, revision=100)
@@ -182,7 +181,7 @@ TABLE: dict[str, dict[str, Cell]] = {
     "held by this, ahead": {
         "claim": Cell(Answer.GRANTED),
         **SETTLED_BY_THIS,
-        "renew": Cell(Answer.RENEWED, replace(RENEWED, ahead=True)),
+        "renew": Cell(Answer.RENEWED, RENEWED._replace(ahead=True)),
         **NEITHER_DONE,
     },
     "held by another": {"claim": Cell(Answer.BUSY), **ALL_LOST, **NEITHER_DONE},
@@ -243,7 +242,7 @@ def test_token_of_another_grant_is_refused(kind: str, token: int) -> None:
     """The right claim id with any token but the grant's own changes nothing."""
     command = COMMANDS[kind]
     assert isinstance(command, Renew | Complete | Fail | Release)
-    after, outcome = step(HELD_BY_THIS, replace(command, token=token), STAMP)
+    after, outcome = step(HELD_BY_THIS, command._replace(token=token), STAMP)
     assert (after, outcome.answer) == (HELD_BY_THIS, Answer.LOST)
 
 
@@ -265,7 +264,7 @@ def test_key_done_in_2021_can_be_invalidated() -> None:
 )
 def test_lease_ends_at_its_deadline(left_ns: int, answer: Answer) -> None:
     """At the very nanosecond of its deadline a lease is expired."""
-    record = replace(HELD_BY_OTHER, deadline_ns=NOW_NS + left_ns)
+    record = HELD_BY_OTHER._replace(deadline_ns=NOW_NS + left_ns)
     assert record.is_expired(NOW_NS) is (left_ns <= 0)
     _, outcome = step(record, COMMANDS["claim"], STAMP)
     assert outcome.answer is answer
@@ -355,7 +354,7 @@ def test_claim_ahead_that_fails_counts() -> None:
 
 def test_release_of_the_first_attempt_leaves_nothing() -> None:
     """Given back on its first attempt, a key is as if it had never been claimed."""
-    after, outcome = step(replace(HELD_BY_THIS, attempts=1), COMMANDS["release"], STAMP)
+    after, outcome = step(HELD_BY_THIS._replace(attempts=1), COMMANDS["release"], STAMP)
     assert (after, outcome.answer) == (None, Answer.RELEASED)
 
 
@@ -409,7 +408,7 @@ def test_shorter_renewal_takes_nothing_back() -> None:
 
 def test_expired_holder_goes_on_if_nobody_came() -> None:
     """A holder whose lease ran out long ago may renew and then complete."""
-    before = replace(HELD_BY_THIS, deadline_ns=0)
+    before = HELD_BY_THIS._replace(deadline_ns=0)
     renewed, outcome = step(before, COMMANDS["renew"], STAMP)
     assert outcome.answer is Answer.RENEWED
     assert isinstance(renewed, Held)
@@ -433,7 +432,7 @@ def test_repeated_claim_does_not_start_the_ttl_again() -> None:
 @pytest.mark.parametrize("attempts", [1, 3])
 def test_settling_twice_is_settling_once(kind: str, attempts: int) -> None:
     """A retry after a lost reply gets the same answer and changes nothing."""
-    before = replace(HELD_BY_THIS, attempts=attempts)
+    before = HELD_BY_THIS._replace(attempts=attempts)
     once, first = step(before, COMMANDS[kind], STAMP)
     twice, second = step(once, COMMANDS[kind], Stamp(NOW_NS + 5, WALL_NS + 5, 101, 51))
     assert twice is once
@@ -455,7 +454,7 @@ def test_stale_holder_is_refused_everywhere(taken: str) -> None:
 def test_reset_spares_what_it_has_not_seen(revision: int, answer: Answer) -> None:
     """A record that changed after the revision that the caller saw is left alone."""
     for record in (HELD_BY_OTHER, FAILED_BY_THIS, DONE_BY_THIS):
-        before = replace(record, revision=revision)
+        before = record._replace(revision=revision)
         after, outcome = step(before, Reset(max_revision=40), STAMP)
         assert outcome.answer is answer
         assert after is (before if answer is Answer.KEPT else None)

@@ -7,12 +7,14 @@ Each function is run by the table's committer over a `Txn`; the rules for a sing
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from distlock_server.state import (
+    NO_CLAIM_ID,
     Answer,
     Claim,
     Complete,
+    Done,
     Fail,
     Held,
     Invalidate,
@@ -21,6 +23,8 @@ from distlock_server.state import (
     Release,
     Renew,
     Reset,
+    Stamp,
+    step,
 )
 from distlock_server.table import Txn
 
@@ -42,19 +46,37 @@ class Items(NamedTuple):
         items: One per key.
         now_ns: The server's time at which they were given; deadlines count from it.
         revision: The store revision they rest on.
+        is_all_done: All keys are done, and their records were not read.
     """
 
     items: list[Item]
     now_ns: int
     revision: int
+    is_all_done: bool = False
 
 
-def claim(txn: Txn, keys: Sequence[bytes], command: Claim, max_grants: int) -> Items:
-    """Claim keys in order.
+_A_DONE: Final = Done(token=1, owner="", since_wall_ns=0)
+_CLAIMED_DONE: Final = Item(
+    step(_A_DONE, Claim(NO_CLAIM_ID, ttl_ns=1), Stamp(0, 0, 0, 0))[1].answer, _A_DONE
+)
+"""What a claim of a done key is answered, whatever the claim and the record."""
+
+
+def claim(
+    txn: Txn,
+    keys: Sequence[bytes],
+    command: Claim,
+    max_grants: int,
+    *,
+    wants_records: bool = True,
+) -> Items:
+    """Claim keys in order; of done ones, the records are given only if they are wanted.
 
     Keys already held by this claim id count first towards `max_grants` (0: no limit), so that a
     retry gets what the lost reply had granted; new grants fill up what is left.
     """
+    if not wants_records and txn.are_plainly_done(keys):
+        return _all_done(txn, keys)
     left = max_grants
     if max_grants:
         left -= sum(_is_held_by(txn.get(key), command.claim_id) for key in keys)
@@ -77,14 +99,21 @@ def apply_each(txn: Txn, commands: Sequence[tuple[bytes, Change]]) -> Items:
     return Items(items, txn.now_ns, txn.revision)
 
 
-def lookup(txn: Txn, keys: Sequence[bytes]) -> Items:
-    """Read keys."""
+def lookup(txn: Txn, keys: Sequence[bytes], *, wants_records: bool = True) -> Items:
+    """Read keys; of done ones, the records are given only if they are wanted."""
+    if not wants_records and txn.are_plainly_done(keys):
+        return _all_done(txn, keys)
     command = Lookup()
     items = []
     for key in keys:
         _, record, outcome = txn.apply(key, command)
         items.append(Item(outcome.answer, record))
     return Items(items, txn.now_ns, txn.revision)
+
+
+def _all_done(txn: Txn, keys: Sequence[bytes]) -> Items:
+    txn.note_done(keys)
+    return Items([_CLAIMED_DONE] * len(keys), txn.now_ns, txn.revision, is_all_done=True)
 
 
 def _is_held_by(record: Record, claim_id: bytes) -> bool:

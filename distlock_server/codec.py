@@ -8,6 +8,7 @@ Records of 2021 have none; they are serialized `Lock` messages, known by their f
 from __future__ import annotations
 
 import enum
+import functools
 import struct
 import zlib
 from typing import Final, NamedTuple
@@ -94,14 +95,18 @@ _FLAGS: Final = {
 
 _HEAD: Final = struct.Struct(">BBQQq")  # version, kind and flags, token, revision, since_wall_ns
 _HELD: Final = struct.Struct(">qI")  # ttl_ns, attempts
+_HEAD_AND_HELD: Final = struct.Struct(">BBQQqqI")  # both, as they follow each other
 _ATTEMPTS: Final = struct.Struct(">I")
 _RESULT_HEAD: Final = struct.Struct(">BQB")  # storage, size_bytes, length of sha256
 _DEADLINE_NS: Final = struct.Struct(">q")
 _LENGTH: Final = struct.Struct(">I")
 _CRC: Final = struct.Struct(">I")
 _SHA256_BYTES: Final = 32
+_MIN_RECORD_BYTES: Final = _HEAD.size + _CRC.size
 _STORAGES: Final = {int(storage): storage for storage in Storage}
 _KINDS: Final = {int(kind): kind for kind in Kind}
+_HELD_KIND: Final = int(Kind.HELD)
+_DONE_KIND: Final = int(Kind.DONE)
 
 
 class CodecError(Exception):
@@ -166,6 +171,11 @@ def decode(raw: bytes, opened: Opened) -> Held | Failed | Done:
         raise CodecError(f"{len(raw)} bytes are more than a record can have")
     if raw[:1] == _FIRST_BYTE_2021:
         return codec_2021.to_record(_parse_2021(raw), *opened)
+    if is_plain_done(raw):
+        _, _, token, revision, since_wall_ns = _HEAD.unpack_from(raw)
+        owner = _owner_of(raw[_HEAD.size : -_CRC.size])
+        if owner is not None:
+            return Done(token, owner, since_wall_ns, revision=revision)
     kind = _own_kind(raw)
     body = raw[: -_CRC.size]
     if len(raw) < _HEAD.size + _CRC.size:
@@ -187,6 +197,16 @@ def decode(raw: bytes, opened: Opened) -> Held | Failed | Done:
         record = _decode_done(reader, head)
     reader.finish()
     return record
+
+
+def is_plain_done(raw: bytes) -> bool:
+    """Tell whether this is a done key's record without value and data, and undamaged."""
+    return (
+        len(raw) >= _MIN_RECORD_BYTES
+        and raw[0] == _VERSION_BYTE
+        and raw[1] == _DONE_KIND
+        and zlib.crc32(raw[: -_CRC.size]) == _CRC.unpack_from(raw, len(raw) - _CRC.size)[0]
+    )
 
 
 def kind_of(raw: bytes) -> Kind:
@@ -303,7 +323,26 @@ def _optional(flag: int, value: bytes) -> tuple[int, bytes]:
     return (flag, _block(value)) if value else (0, b"")
 
 
+@functools.lru_cache(maxsize=1_000)
+def _owner(owner: str) -> bytes:
+    """Give the block of an owner label; few own many keys."""
+    return _block(owner.encode())
+
+
+@functools.lru_cache(maxsize=1_000)
+def _owner_of(block: bytes) -> str | None:
+    """Give the owner of a block; None if it is none."""
+    if len(block) < _LENGTH.size or _LENGTH.unpack_from(block)[0] != len(block) - _LENGTH.size:
+        return None
+    try:
+        return block[_LENGTH.size :].decode()
+    except UnicodeDecodeError:
+        return None
+
+
 def _encode_held(record: Held, *, is_expired: bool, deadline_ns: int | None) -> bytes:
+    if not (is_expired or record.last_error or record.data) and deadline_ns is None:
+        return _encode_plain_held(record)
     deadline = b"" if deadline_ns is None else _DEADLINE_NS.pack(deadline_ns)
     claim_flag, claim_id = _claim_id(record.claim_id)
     error_flag, error = _optional(_ERROR, record.last_error.encode())
@@ -313,8 +352,23 @@ def _encode_held(record: Held, *, is_expired: bool, deadline_ns: int | None) -> 
     flags |= _EXPIRED if is_expired else 0
     flags |= _DEADLINE if deadline else 0
     fixed = _HELD.pack(record.ttl_ns, record.attempts)
-    owner = _block(record.owner.encode())
+    owner = _owner(record.owner)
     return _head(Kind.HELD, flags, record) + fixed + deadline + claim_id + owner + error + data
+
+
+def _encode_plain_held(record: Held) -> bytes:
+    """Encode what nearly all held records are, with the same outcome."""
+    claim_flag, claim_id = _claim_id(record.claim_id)
+    fixed = _HEAD_AND_HELD.pack(
+        _VERSION_BYTE,
+        _HELD_KIND | claim_flag | (_AHEAD if record.ahead else 0),
+        record.token,
+        record.revision,
+        record.since_wall_ns,
+        record.ttl_ns,
+        record.attempts,
+    )
+    return fixed + claim_id + _owner(record.owner)
 
 
 def _encode_failed(record: Failed) -> bytes:
@@ -325,10 +379,15 @@ def _encode_failed(record: Failed) -> bytes:
 
 
 def _encode_done(record: Done) -> bytes:
+    if not record.data and record.result == NO_RESULT:
+        fixed = _HEAD.pack(
+            _VERSION_BYTE, _DONE_KIND, record.token, record.revision, record.since_wall_ns
+        )
+        return fixed + _owner(record.owner)
     data_flag, data = _optional(_DATA, record.data)
     flags = data_flag | (_RESULT if record.result != NO_RESULT else 0)
     result = _encode_result(record.result) if flags & _RESULT else b""
-    return _head(Kind.DONE, flags, record) + _block(record.owner.encode()) + result + data
+    return _head(Kind.DONE, flags, record) + _owner(record.owner) + result + data
 
 
 def _encode_result(result: Result) -> bytes:

@@ -7,16 +7,19 @@ It does no I/O: the table hands in what was read and commits what comes out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple, TypeVar
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
 from distlock_server import codec
 from distlock_server.codec import Kind
+from distlock_server.done_blocks import MIN_BLOCK_KEYS, block_digest
 from distlock_server.engines.base import Meta, Swap, encode_counter
 from distlock_server.state import (
     Answer,
     Command,
     Done,
+    Failed,
     Held,
     Outcome,
     Record,
@@ -37,6 +40,9 @@ class Slot(NamedTuple):
 
 
 ABSENT_SLOT: Final = Slot(None, None)
+
+NOT_DECODED: Final[Any] = object()
+"""Stands for a record that is decoded when it is asked for."""
 
 
 class DamagedRecordError(codec.CodecError):
@@ -66,13 +72,17 @@ class Counters(NamedTuple):
     generation: int
 
 
+_KINDS: Final[dict[type, Kind | None]] = {
+    type(None): None,
+    Held: Kind.HELD,
+    Failed: Kind.FAILED,
+    Done: Kind.DONE,
+}
+
+
 def kind_of_record(record: Record) -> Kind | None:
     """Give the kind that counters and indexes go by; None for an absent key."""
-    if record is None:
-        return None
-    if isinstance(record, Held):
-        return Kind.HELD
-    return Kind.DONE if isinstance(record, Done) else Kind.FAILED
+    return _KINDS[type(record)]
 
 
 def _kind_before(slot: Slot) -> Kind | None:
@@ -91,7 +101,11 @@ def _is_dropped(slot: Slot) -> bool:
 
 
 class Group:
-    """What requests of one commit group see and change; also their `Txn`."""
+    """What requests of one commit group see and change; also their `Txn`.
+
+    Attributes:
+        done_blocks: Digests of blocks whose keys were all done, and the reset generation then.
+    """
 
     def __init__(
         self,
@@ -101,6 +115,7 @@ class Group:
         now_ns: int,
         wall_ns: int,
         fetch: Callable[[bytes], Slot],
+        decode: Callable[[bytes, bytes], Slot],
         scan: Callable[[bytes, bytes, int], list[tuple[bytes, Record]]],
     ) -> None:
         """Start from what was read.
@@ -111,12 +126,15 @@ class Group:
             now_ns: Monotonic time at which the group is applied.
             wall_ns: Wall time, for display.
             fetch: Reads a key that no request named.
+            decode: Decodes the record of a key.
             scan: Lists committed records of a key range.
         """
         self.now_ns = now_ns
         self.wall_ns = wall_ns
+        self.done_blocks: list[tuple[bytes, int]] = []
         self._base = dict(slots)
         self._fetch = fetch
+        self._decode = decode
         self._scan = scan
         self._kept: dict[bytes, Record] = {}
         self._own: dict[bytes, Record] = {}
@@ -151,6 +169,23 @@ class Group:
             return self._kept[key]
         return self._slot(key).record
 
+    def are_plainly_done(self, keys: Sequence[bytes]) -> bool:
+        """Tell whether each key is stored as done, without a value: that needs no decoding.
+
+        Keys that requests of this group have changed are not looked into.
+        """
+        base, is_plain_done = self._base, codec.is_plain_done
+        for key in keys:
+            slot = base.get(key)
+            if slot is None or slot.raw is None or not is_plain_done(slot.raw):
+                return False
+        return self._kept.keys().isdisjoint(keys) and self._own.keys().isdisjoint(keys)
+
+    def note_done(self, keys: Sequence[bytes]) -> None:
+        """Note that all of these keys are done, for when the block is asked for again."""
+        if len(keys) >= MIN_BLOCK_KEYS:
+            self.done_blocks.append((block_digest(keys), self.generation))
+
     def apply(self, key: bytes, command: Command) -> tuple[Record, Record, Outcome]:
         """Apply one command to one key.
 
@@ -160,18 +195,16 @@ class Group:
         if isinstance(command, Reset) and self._is_damaged(key):
             return self._drop_damaged(key)
         before = self.get(key)
-        revision, token, generation = self._counters
-        stamp = Stamp(self.now_ns, self.wall_ns, revision + 1, token + 1)
+        counters = self._counters
+        stamp = Stamp(self.now_ns, self.wall_ns, counters.revision + 1, counters.token + 1)
         after, outcome = step(before, command, stamp)
         if after is not before:
             self._own[key] = after
-            if is_stored_change(before, after):
-                revision += 1
-            if outcome.is_new_grant:
-                token += 1
-            if isinstance(before, Done):
-                generation += 1
-            self._counters = Counters(revision, token, generation)
+            self._counters = Counters(
+                counters.revision + is_stored_change(before, after),
+                counters.token + outcome.is_new_grant,
+                counters.generation + isinstance(before, Done),
+            )
         return before, after, outcome
 
     def _is_damaged(self, key: bytes) -> bool:
@@ -243,6 +276,8 @@ class Group:
         slot = self._base.get(key)
         if slot is None:
             slot = self._base[key] = self._fetch(key)
+        elif slot.record is NOT_DECODED:
+            slot = self._base[key] = self._decode(key, slot.raw or b"")
         return slot
 
 
@@ -277,27 +312,28 @@ def plan_write(group: Group, *, stores_deadline: bool, counted_below: bytes | No
     swaps: list[Swap] = []
     slots: dict[bytes, Slot] = {}
     for key, (before, after) in group.changes().items():
-        is_memory_only = not stores_deadline and not is_stored_change(before.record, after)
-        if is_memory_only and not _is_dropped(before) and not is_stored_as_expired(before.raw):
-            slots[key] = Slot(after, before.raw)
+        record, raw = before
+        is_memory_only = not stores_deadline and _is_in_memory_only(record, after)
+        if is_memory_only and not is_stored_as_expired(raw):
+            slots[key] = Slot(after, raw)
             continue
         value = _encode(after, stores_deadline=stores_deadline)
         slots[key] = Slot(after, value)
-        if value == before.raw:
+        if value == raw:
             continue
         was, now = _kind_before(before), kind_of_record(after)
         is_counted = counted_below is None or key < counted_below
-        swaps.append(
-            Swap(
-                key,
-                before.raw,
-                value,
-                puts=index_puts(key, was, now),
-                adds=_count_changes(key, was, now) if is_counted else (),
-            )
-        )
+        puts = index_puts(key, was, now)
+        adds = _count_changes(codec.namespace_of(key), was, now) if is_counted else ()
+        swaps.append(Swap(key, raw, value, puts, adds))
     is_needed = bool(swaps) or group.has_counted
     return Write(swaps, counters_meta(group.counters), slots, is_needed)
+
+
+def _is_in_memory_only(before: Record, after: Record) -> bool:
+    """Tell whether a change need not reach the disk: only leases have such."""
+    is_lease = isinstance(before, Held) and isinstance(after, Held)
+    return is_lease and not is_stored_change(before, after)
 
 
 def is_stored_as_expired(raw: bytes | None) -> bool:
@@ -322,19 +358,20 @@ def index_puts(
     """Give the index entries to write when a key goes from one kind to another."""
     if was is now:
         return ()
-    puts: list[tuple[bytes, bytes | None]] = []
-    for kind in (Kind.HELD, Kind.FAILED):
-        if was is kind:
-            puts.append((codec.index_key(kind, key), None))
-        elif now is kind:
-            puts.append((codec.index_key(kind, key), b""))
-    return tuple(puts)
+    gone = ((codec.index_key(was, key), None),) if was in _INDEXED else ()
+    return (*gone, (codec.index_key(now, key), b"")) if now in _INDEXED else gone
 
 
-def _count_changes(key: bytes, was: Kind | None, now: Kind | None) -> tuple[tuple[bytes, int], ...]:
+_INDEXED: Final = (Kind.HELD, Kind.FAILED)
+
+
+@functools.lru_cache(maxsize=1_000)
+def _count_changes(
+    namespace: bytes, was: Kind | None, now: Kind | None
+) -> tuple[tuple[bytes, int], ...]:
+    """Give the counters to change when a key goes from one kind to another; few come often."""
     if was is now:
         return ()
-    namespace = codec.namespace_of(key)
     adds = []
     if was is not None:
         adds.append((codec.counter_key(namespace, was), -1))

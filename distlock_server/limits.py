@@ -17,6 +17,12 @@ MAX_KEY_BYTES: Final = 1_024
 MAX_KEYS_PER_REQUEST: Final = 10_000
 """Keys, renewals, settlements or invalidations in one request."""
 
+BLOCK_DIGEST_BYTES: Final = 16
+"""Length of the digest of a block of keys."""
+
+MAX_BLOCKS_PER_REQUEST: Final = 1_000
+"""Blocks of keys that one lookup asks about."""
+
 MAX_OWNER_BYTES: Final = 256
 """Length of an owner label, in UTF-8."""
 
@@ -154,11 +160,29 @@ def check_keys(keys: Sequence[bytes], field: str = "keys") -> None:
         RequestError: Names the first that is wrong.
     """
     check_count(len(keys), field)
-    for key in keys:
-        check_key(key, field)
+    if not _are_keys(keys):
+        for key in keys:
+            check_key(key, field)
     if len(set(keys)) != len(keys):
         twice = _first_repeated(keys)
         raise RequestError(f"{field}: key {_shown(twice)} comes twice in one request")
+
+
+def checked_blocks(blocks: Sequence[bytes]) -> list[bytes]:
+    """Give the digests of a request.
+
+    Raises:
+        RequestError: There are too many, or one is none.
+    """
+    if len(blocks) > MAX_BLOCKS_PER_REQUEST:
+        raise RequestError(
+            f"blocks: {len(blocks)} in one request, at most {MAX_BLOCKS_PER_REQUEST} are "
+            "allowed"
+        )
+    for digest in blocks:
+        if len(digest) != BLOCK_DIGEST_BYTES:
+            raise RequestError(f"blocks: {len(digest)} bytes, a digest has {BLOCK_DIGEST_BYTES}")
+    return list(blocks)
 
 
 def check_range(start: bytes, end: bytes) -> None:
@@ -210,6 +234,21 @@ def check_text(text: str, limit: int, field: str) -> None:
     # One character takes at most 4 bytes: short texts need no encoding.
     if len(text) * 4 > limit:
         check_length(text.encode(), limit, field)
+
+
+def _are_keys(keys: Sequence[bytes]) -> bool:
+    """Tell whether each is a key, without looking at each by itself."""
+    if not keys:
+        return True
+    lengths = set(map(len, keys))
+    if min(lengths) == 0 or max(lengths) > MAX_KEY_BYTES:
+        return False
+    try:
+        # With a character of one byte in between, no key can make up for what another lacks.
+        b"\n".join(keys).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _first_repeated(keys: Iterable[bytes]) -> bytes:

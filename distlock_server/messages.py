@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from distlock_proto import lock_table_pb2 as pb
-from distlock_server.batch import Item
+from distlock_server.batch import Item, Items
 from distlock_server.limits import (
     MAX_INLINE_RESULT_BYTES,
     MAX_REPLY_BYTES,
@@ -14,11 +14,14 @@ from distlock_server.limits import (
     MAX_URL_BYTES,
     SHA256_BYTES,
     RequestError,
+    check_claim_id,
+    check_count,
     check_length,
 )
 from distlock_server.state import (
     NO_RESULT,
     Answer,
+    Complete,
     Done,
     Failed,
     Held,
@@ -204,20 +207,44 @@ def _parse_size(message: pb.Result, field: str) -> int:
     return 0
 
 
+def parse_completions(
+    messages: Iterable[pb.Completions],
+) -> list[tuple[bytes, Complete]]:
+    """Give what completions without values ask for.
+
+    Raises:
+        RequestError: A claim id is none, or the tokens do not fit the keys.
+    """
+    commands: list[tuple[bytes, Complete]] = []
+    for message in messages:
+        check_claim_id(message.claim_id, "completions: claim_id")
+        keys, tokens, claim_id = message.keys, message.tokens, message.claim_id
+        if len(keys) != len(tokens):
+            raise RequestError(
+                f"completions: {len(tokens)} tokens for {len(keys)} keys, each key needs one"
+            )
+        check_count(len(keys) + len(commands), "completions")
+        commands += [
+            (key, Complete(claim_id, token)) for key, token in zip(keys, tokens, strict=True)
+        ]
+    return commands
+
+
 def _fitting(text: str, room: Room) -> str:
     return text if room.take(len(text)) else text[:_CUT_ERROR_CHARS]
 
 
-def claim_reply(
-    items: Sequence[Item], now_ns: int, revision: int, *, want_results: bool
-) -> pb.ClaimReply:
+def claim_reply(answers: Items, *, want_results: bool) -> pb.ClaimReply:
     """Make the reply to a claim."""
+    items, now_ns, revision, is_all_done = answers
+    if is_all_done:
+        return pb.ClaimReply(states=bytes((pb.KEY_STATE_DONE,)) * len(items), revision=revision)
     reply = pb.ClaimReply(states=answer_states(items, now_ns), revision=revision)
     granted = [record for answer, record in items if answer is Answer.GRANTED]
     held = [record for record in granted if isinstance(record, Held)]
-    reply.tokens.extend(record.token for record in held)
-    reply.remaining_ns.extend(record.deadline_ns - now_ns for record in held)
-    reply.attempts.extend(record.attempts for record in held)
+    reply.tokens.extend([record.token for record in held])
+    reply.remaining_ns.extend([record.deadline_ns - now_ns for record in held])
+    reply.attempts.extend([record.attempts for record in held])
     if want_results:
         reply.results.extend(result_messages(record for _, record in items))
     return reply

@@ -7,7 +7,7 @@ what a request of many keys does in `batch.py`, how records look in replies in `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Final, TypeVar
@@ -27,6 +27,7 @@ from distlock_server.messages import (
     info_message,
     info_size,
     lost_states,
+    parse_completions,
     parse_result,
     present_state,
     result_messages,
@@ -114,10 +115,16 @@ class LockTableService(pb_grpc.LockTableServicer):
             max_attempts=request.max_attempts,
             ahead=request.ahead,
         )
-        run = partial(batch.claim, keys=keys, command=command, max_grants=request.max_grants)
-        items, now_ns, revision = await self._calls.run(keys, run)
+        run = partial(
+            batch.claim,
+            keys=keys,
+            command=command,
+            max_grants=request.max_grants,
+            wants_records=request.want_results,
+        )
+        answers = await self._calls.run(keys, run)
         await _turn_of(keys)
-        return claim_reply(items, now_ns, revision, want_results=request.want_results)
+        return claim_reply(answers, want_results=request.want_results)
 
     @guarded
     async def Renew(self, request: pb.RenewRequest) -> pb.RenewReply:
@@ -166,6 +173,9 @@ class LockTableService(pb_grpc.LockTableServicer):
     async def Settle(self, request: pb.SettleRequest) -> pb.SettleReply:
         """End leases."""
         commands = await _parse_all(request.settlements, _parse_settlement, "settlements")
+        if request.completions:
+            commands += parse_completions(request.completions)
+            limits.check_keys([key for key, _ in commands], "settlements and completions")
         for key, command in commands:
             if isinstance(command, Complete) and command.result.storage is Storage.SERVER:
                 await self._results.require(key, command)
@@ -190,11 +200,19 @@ class LockTableService(pb_grpc.LockTableServicer):
     async def Lookup(self, request: pb.LookupRequest) -> pb.LookupReply:
         """Read keys."""
         keys = limits.checked_keys(request.keys)
-        items, now_ns, revision = await self._calls.run(keys, partial(batch.lookup, keys=keys))
+        blocks = limits.checked_blocks(request.blocks)
+        reply = pb.LookupReply(blocks=self._table.blocks_done(blocks) if blocks else b"")
+        if blocks and not keys:
+            reply.revision = self._table.revision
+            return reply
+        wants_records = request.want_infos or request.want_results
+        run = partial(batch.lookup, keys=keys, wants_records=wants_records)
+        items, now_ns, reply.revision, is_all_done = await self._calls.run(keys, run)
         await _turn_of(keys)
-        reply = pb.LookupReply(
-            states=bytes(present_state(item.record, now_ns) for item in items), revision=revision
-        )
+        if is_all_done:
+            reply.states = bytes((pb.KEY_STATE_DONE,)) * len(keys)
+        else:
+            reply.states = bytes(present_state(item.record, now_ns) for item in items)
         if request.want_infos:
             records = [(key, item.record) for key, item in zip(keys, items, strict=True)]
             reply.infos.extend(

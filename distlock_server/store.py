@@ -21,10 +21,12 @@ from typing import Final, NamedTuple, cast
 from distlock_server import codec
 from distlock_server.clock import Clock
 from distlock_server.codec import Kind, Opened
+from distlock_server.done_blocks import DoneBlocks
 from distlock_server.engines.base import SYSTEM_PREFIX, Engine, EngineError, Meta, decode_counter
 from distlock_server.failpoints import reach
 from distlock_server.group import (
     ABSENT_SLOT,
+    NOT_DECODED,
     Counters,
     DamagedRecordError,
     Slot,
@@ -69,6 +71,7 @@ class Store:
         mutex: Guards `held` and `writing`.
         held: Held keys with their live deadlines (not with a shared engine).
         writing: Changes that are on their way to the disk.
+        done_blocks: Blocks of keys that were found wholly done (not with a shared engine).
     """
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
@@ -85,6 +88,7 @@ class Store:
         self.mutex = threading.Lock()
         self.held: dict[bytes, Slot] = {}
         self.writing: dict[bytes, Slot] = {}
+        self.done_blocks = DoneBlocks()
         self._clock = clock
         self._opened = Opened(clock.now_ns(), clock.wall_ns())
         self._old = OldBase(engine, self._opened)
@@ -200,7 +204,7 @@ class Store:
         """Read what a group names; held keys are known already.
 
         Returns:
-            A slot for each key (a damaged one is left out), and the engine's time or 0.
+            A slot for each key, its record not decoded yet, and the engine's time or 0.
         """
         wanted = dict.fromkeys(keys)
         # Only this thread adds to or removes from `_held`; renewals replace values.
@@ -210,13 +214,9 @@ class Store:
             return slots, 0
         raws, engine_now_ns = self.engine.read(unknown)
         for key, raw in zip(unknown, raws, strict=True):
-            if raw is None:
-                continue
-            try:
-                slots[key] = self._slot(key, raw)
-            except codec.CodecError:
-                # Left out: the request that names it fetches it by itself, and fails alone.
-                del slots[key]
+            if raw is not None:
+                # Decoded by the request that needs it: if it is damaged, that one fails alone.
+                slots[key] = Slot(NOT_DECODED, raw)
         return slots, engine_now_ns
 
     def fetch(self, key: bytes) -> Slot:
@@ -229,9 +229,14 @@ class Store:
         if held is not None:
             return held
         (raw,), _ = self.engine.read([key])
-        return ABSENT_SLOT if raw is None else self._slot(key, raw)
+        return ABSENT_SLOT if raw is None else self.decode(key, raw)
 
-    def _slot(self, key: bytes, raw: bytes) -> Slot:
+    def decode(self, key: bytes, raw: bytes) -> Slot:
+        """Decode a record.
+
+        Raises:
+            DamagedRecordError: It is damaged.
+        """
         try:
             return Slot(codec.decode(raw, self._opened), raw)
         except codec.CodecError as error:
@@ -244,7 +249,7 @@ class Store:
                 # The same bytes: what is still on its way to the disk is not shown.
                 if slot is not None and slot.raw == raw:
                     return slot.record
-        return self._slot(key, raw).record
+        return self.decode(key, raw).record
 
     def scan(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, Record]]:
         """List committed records of user keys; an empty `end` is open."""
@@ -320,7 +325,7 @@ class Store:
     def _load(self, key: bytes, raw: bytes) -> None:
         try:
             if codec.kind_of(raw) is Kind.HELD:
-                self.held[key] = self._slot(key, raw)
+                self.held[key] = self.decode(key, raw)
         except codec.CodecError as error:
             # Whoever asks for the key is told; the others must not go without a server.
             logger.error("%s", error)  # noqa: TRY400 - a traceback would say nothing more
@@ -331,7 +336,7 @@ class Store:
         with self.mutex:
             for key, raw in found:
                 if key not in self.held:
-                    self.held[key] = self._slot(key, raw)
+                    self.held[key] = self.decode(key, raw)
 
     def store_expired(self) -> None:
         """Mark the leases that ran out, so that they do not run anew after the restart."""

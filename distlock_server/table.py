@@ -94,6 +94,10 @@ class Table:
         """The reset generation that is on disk."""
         return self._store.counters.generation
 
+    def blocks_done(self, digests: Sequence[bytes]) -> bytes:
+        """Tell of blocks of keys whether all of each is known to be done: 1, else 0."""
+        return self._store.done_blocks.known(digests, self.generation)
+
     @property
     def engine_kind(self) -> str:
         """Name of the engine."""
@@ -280,6 +284,7 @@ class Table:
                 now_ns=engine_now_ns or self._clock.now_ns(),
                 wall_ns=self._clock.wall_ns(),
                 fetch=store.fetch,
+                decode=store.decode,
                 scan=store.scan,
             )
             for pending in batch:
@@ -294,12 +299,20 @@ class Table:
         reach("group.written")
         with self._mutex:
             store.counters = group.counters
+            self._remember_done(group)
             reach("group.counted")
             watches = self._take_over(write.slots, lost)
             store.writing = {}
         reach("group.taken_over")
         answered = self._sort_out_lost(batch, lost) if lost else batch
         return answered, watches
+
+    def _remember_done(self, group: Group) -> None:
+        """Remember which blocks were found done, unless something was undone since."""
+        if self._store.engine.shared:
+            return
+        for digest, generation in group.done_blocks:
+            self._store.done_blocks.add(digest, generation)
 
     def _write(self, write: Write) -> set[bytes]:
         """Put a write on disk; return the keys whose swaps were lost to another server."""

@@ -101,10 +101,12 @@ def in_requests(
         max_keys: Keys in one request at most.
         send: Makes one request.
     """
+    keys = [key_of(item) for item in items]
+    if len(keys) <= max_keys and len(set(keys)) == len(keys):
+        return send(items) if items else []
     rounds: list[list[int]] = []
     seen: dict[bytes, int] = {}
-    for place, item in enumerate(items):
-        key = key_of(item)
+    for place, key in enumerate(keys):
         earlier = seen.get(key, 0)
         seen[key] = earlier + 1
         if earlier == len(rounds):
@@ -210,6 +212,39 @@ def read_renewals(
             expires_ns = sent_ns + renewal.ttl_ns - margin_ns(renewal.ttl_ns)
         answers.append(RenewAnswer(state, lost_state, expires_ns))
     return answers
+
+
+def settle_request(
+    items: Sequence[Settlement], max_error_bytes: Callable[[], int]
+) -> tuple[pb.SettleRequest, list[int]]:
+    """Make a settle request: completions without values go in their shorter form.
+
+    Args:
+        items: What becomes of which lease.
+        max_error_bytes: Gives the server's limit on texts, if one is needed.
+
+    Returns:
+        The request, and the places of the items in the order in which they are answered.
+    """
+    request = pb.SettleRequest()
+    order: list[int] = []
+    short: dict[bytes, list[int]] = {}
+    for place, (grant, how, result, error) in enumerate(items):
+        if how == "complete" and result is None:
+            short.setdefault(grant.claim_id, []).append(place)
+        else:
+            limit = max_error_bytes() if error else 0
+            request.settlements.append(settlement_message(items[place], limit))
+            order.append(place)
+    for claim_id, places in short.items():
+        grants = [items[place].grant for place in places]
+        request.completions.add(
+            claim_id=claim_id,
+            keys=[grant.key for grant in grants],
+            tokens=[grant.token for grant in grants],
+        )
+        order += places
+    return request, order
 
 
 def settlement_message(item: Settlement, max_error_bytes: int) -> pb.Settlement:

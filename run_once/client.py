@@ -32,7 +32,7 @@ from run_once.answers import (
     read_claim,
     read_renewals,
     read_results,
-    settlement_message,
+    settle_request,
     to_ns,
     with_lost,
 )
@@ -364,14 +364,32 @@ class LockClient:
         self, items: Sequence[Settlement], timeout_s: float | None
     ) -> list[SettleAnswer]:
         """Make one settle request; only a text needs the server's limit."""
-        settlements = [
-            settlement_message(item, self.limits().max_error_bytes if item.error else 0)
-            for item in items
-        ]
-        request = pb.SettleRequest(settlements=settlements)
+        request, order = settle_request(items, lambda: self.limits().max_error_bytes)
         reply, _ = self._caller.call("Settle", request, pb.SettleReply, once_s=timeout_s)
         check(len(reply.states) == len(items), "Settle")
-        return [SettleAnswer(state, lost) for state, lost in with_lost(reply, reply.states)]
+        if not reply.lost_states and pb.KEY_STATE_LOST not in reply.states:
+            accepted = {state: SettleAnswer(state) for state in set(reply.states)}
+            answers = [accepted[state] for state in reply.states]
+        else:
+            answers = [SettleAnswer(state, lost) for state, lost in with_lost(reply, reply.states)]
+        if order == list(range(len(items))):
+            return answers
+        by_place = dict(zip(order, answers, strict=True))
+        return [by_place[place] for place in range(len(items))]
+
+    def blocks_done(self, digests: Sequence[bytes]) -> bytes:
+        """Ask whether blocks of keys are known to be done as a whole.
+
+        Args:
+            digests: The blocks' digests; see `LookupRequest.blocks`.
+
+        Returns:
+            One byte per block: 1 if all of its keys are done, 0 if that is not known.
+        """
+        request = pb.LookupRequest(blocks=digests)
+        reply, _ = self._caller.call("Lookup", request, pb.LookupReply)
+        # A server that knows no blocks leaves them out.
+        return reply.blocks if len(reply.blocks) == len(digests) else bytes(len(digests))
 
     def list(
         self,

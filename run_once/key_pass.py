@@ -506,10 +506,35 @@ class KeyPass(Generic[ItemT]):
         with self._changed:
             if self._is_asking or self._is_closed:
                 return
-            keys, items = self._take_todo(max_grants)
-            if not keys:
-                return
             self._is_asking = True
+        try:
+            if not self._is_skipping or not self._skip_blocks():
+                self._claim(max_grants)
+        finally:
+            with self._changed:
+                self._is_asking = False
+                self._changed.notify_all()
+
+    def _skip_blocks(self) -> bool:
+        """Pass over whole blocks that the server knows to be done; tell whether there were any."""
+        with self._changed:
+            blocks = self._todo.blocks(_READ_BLOCKS)
+        if not blocks:
+            return False
+        known = self.session.client.blocks_done([block.digest for block in blocks])
+        with self._changed:
+            for block, is_done in zip(blocks, known, strict=True):
+                block.is_block = False  # not asked about again
+                if is_done:
+                    self._todo.drop(block)
+                    self.counts.found_done += len(block)
+        return any(known)
+
+    def _claim(self, max_grants: int) -> None:
+        with self._changed:
+            keys, items = self._take_todo(max_grants)
+        if not keys:
+            return
         # Held ahead until it is handed out, unless it is handed out at once.
         is_ahead = max_grants > 1 or self._out_ns is not None
         began_ns = self._clock.now_ns()
@@ -524,12 +549,11 @@ class KeyPass(Generic[ItemT]):
                 ahead=is_ahead,
             )
         finally:
-            with self._changed:
-                self._is_asking = False
-                if claimed is None:
+            if claimed is None:
+                with self._changed:
                     self._todo.put_back(keys, items)
-                self._changed.notify_all()
-        self.pace.note_request(self._clock.now_ns() - began_ns)
+        if claimed.leases:  # else it looked at keys that were done, perhaps at very many
+            self.pace.note_request(self._clock.now_ns() - began_ns)
         with self._changed:
             self._sort(keys, items, claimed)
             self._resize(claimed, len(keys), max_grants)
@@ -537,8 +561,6 @@ class KeyPass(Generic[ItemT]):
             if self.pace.body_ns is not None and self.pace.body_ns > _LONG_ENOUGH_NS:
                 self._low_water = MAX_AHEAD_KEYS  # the thread keeps the time of each body
             is_closed = self._is_closed
-            if not is_closed:
-                self._changed.notify_all()
         if is_closed:
             self.session.release(claimed.leases)
 

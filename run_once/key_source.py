@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,8 @@ SLOW_READ_NS: Final = 50_000_000
 
 BLOCK_KEYS: Final = 5_000
 """Chunks end where the place in the iterable is a multiple of this: a later run reads the same."""
+
+DIGEST_BYTES: Final = 16
 
 _QUICK_TYPES: Final = (list, tuple, range, dict, set, frozenset)
 """Iterables that are never slow: the clock need not be asked for each item."""
@@ -43,6 +46,11 @@ class Chunk(Generic[ItemT]):
 
     def __len__(self) -> int:
         return len(self.keys) - self._at
+
+    @property
+    def digest(self) -> bytes:
+        """The digest of its keys, by which the server knows the block (see the wire's contract)."""
+        return hashlib.blake2b(b"\xff".join(self.keys), digest_size=DIGEST_BYTES).digest()
 
     def take(self, size: int) -> tuple[list[bytes], list[ItemT]]:
         """Take from the front."""

@@ -67,6 +67,16 @@ class Complete(_message.Message):
     result: Result
     def __init__(self, result: _Optional[_Union[Result, _Mapping]] = ...) -> None: ...
 
+class Completions(_message.Message):
+    __slots__ = ["claim_id", "keys", "tokens"]
+    CLAIM_ID_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    claim_id: bytes
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, claim_id: _Optional[bytes] = ..., keys: _Optional[_Iterable[bytes]] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class CountReply(_message.Message):
     __slots__ = ["done", "expired", "failed", "held", "is_complete", "revision"]
     DONE_FIELD_NUMBER: _ClassVar[int]
@@ -238,26 +248,30 @@ class ListRequest(_message.Message):
     def __init__(self, start_key: _Optional[bytes] = ..., end_key: _Optional[bytes] = ..., filter: _Optional[_Union[ListFilter, str]] = ..., limit: _Optional[int] = ..., want_results: bool = ...) -> None: ...
 
 class LookupReply(_message.Message):
-    __slots__ = ["infos", "results", "revision", "states"]
+    __slots__ = ["blocks", "infos", "results", "revision", "states"]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
     INFOS_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     STATES_FIELD_NUMBER: _ClassVar[int]
+    blocks: bytes
     infos: _containers.RepeatedCompositeFieldContainer[KeyInfo]
     results: _containers.RepeatedCompositeFieldContainer[Result]
     revision: int
     states: bytes
-    def __init__(self, states: _Optional[bytes] = ..., infos: _Optional[_Iterable[_Union[KeyInfo, _Mapping]]] = ..., revision: _Optional[int] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ...) -> None: ...
+    def __init__(self, states: _Optional[bytes] = ..., infos: _Optional[_Iterable[_Union[KeyInfo, _Mapping]]] = ..., revision: _Optional[int] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., blocks: _Optional[bytes] = ...) -> None: ...
 
 class LookupRequest(_message.Message):
-    __slots__ = ["keys", "want_infos", "want_results"]
+    __slots__ = ["blocks", "keys", "want_infos", "want_results"]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     WANT_INFOS_FIELD_NUMBER: _ClassVar[int]
     WANT_RESULTS_FIELD_NUMBER: _ClassVar[int]
+    blocks: _containers.RepeatedScalarFieldContainer[bytes]
     keys: _containers.RepeatedScalarFieldContainer[bytes]
     want_infos: bool
     want_results: bool
-    def __init__(self, keys: _Optional[_Iterable[bytes]] = ..., want_infos: bool = ..., want_results: bool = ...) -> None: ...
+    def __init__(self, keys: _Optional[_Iterable[bytes]] = ..., want_infos: bool = ..., want_results: bool = ..., blocks: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Release(_message.Message):
     __slots__ = []
@@ -336,10 +350,12 @@ class SettleReply(_message.Message):
     def __init__(self, states: _Optional[bytes] = ..., lost_states: _Optional[bytes] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class SettleRequest(_message.Message):
-    __slots__ = ["settlements"]
+    __slots__ = ["completions", "settlements"]
+    COMPLETIONS_FIELD_NUMBER: _ClassVar[int]
     SETTLEMENTS_FIELD_NUMBER: _ClassVar[int]
+    completions: _containers.RepeatedCompositeFieldContainer[Completions]
     settlements: _containers.RepeatedCompositeFieldContainer[Settlement]
-    def __init__(self, settlements: _Optional[_Iterable[_Union[Settlement, _Mapping]]] = ...) -> None: ...
+    def __init__(self, settlements: _Optional[_Iterable[_Union[Settlement, _Mapping]]] = ..., completions: _Optional[_Iterable[_Union[Completions, _Mapping]]] = ...) -> None: ...
 
 class Settlement(_message.Message):
     __slots__ = ["complete", "fail", "holder", "release"]

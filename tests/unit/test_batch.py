@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from distlock_server import batch
-from distlock_server.group import ABSENT_SLOT, Counters, Group
+from distlock_server import batch, codec
+from distlock_server.group import ABSENT_SLOT, Counters, Group, Slot
 from distlock_server.state import Answer, Claim, Complete, Fail, Held, Release, Renew
 
 NOW = 10**15
@@ -23,6 +23,7 @@ def txn() -> Group:
         Counters(0, 0, 0),
         now_ns=NOW,
         wall_ns=0,
+        decode=lambda key, raw: Slot(codec.decode(raw, codec.Opened(NOW, 0)), raw),
         fetch=lambda _key: ABSENT_SLOT,
         scan=lambda _start, _end, _limit: [],
     )

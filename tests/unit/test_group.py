@@ -43,6 +43,7 @@ def make(stored: dict[bytes, Record] | None = None) -> Group:
         Counters(10, 20, 30),
         now_ns=NOW,
         wall_ns=0,
+        decode=lambda key, raw: Slot(codec.decode(raw, codec.Opened(NOW, 0)), raw),
         fetch=lambda key: slots.get(key, ABSENT_SLOT),
         scan=scan,
     )

@@ -171,9 +171,13 @@ class FakeServer:
         return pb.RenewReply(states=states, lost_states=lost, revision=self._revision)
 
     def _settle(self, request: pb.SettleRequest) -> pb.SettleReply:
-        states, lost = self._with_lost(
-            (item.holder.key, _settle_command(item)) for item in request.settlements
-        )
+        commands = [(item.holder.key, _settle_command(item)) for item in request.settlements]
+        commands += [
+            (key, Complete(part.claim_id, token))
+            for part in request.completions
+            for key, token in zip(part.keys, part.tokens, strict=True)
+        ]
+        states, lost = self._with_lost(commands)
         return pb.SettleReply(states=states, lost_states=lost, revision=self._revision)
 
     def _with_lost(self, items: Iterable[tuple[bytes, Command]]) -> tuple[bytes, bytes]:

@@ -209,7 +209,7 @@ class TableMachine(RuleBasedStateMachine):
             if expected == ["error"]:
                 assert isinstance(pending.error, ZeroDivisionError)
                 continue
-            items, now_ns, seen_revision = pending.result()
+            items, now_ns, seen_revision, _ = pending.result()
             assert [item.answer.value for item in items] == expected
             assert [view(item.record) for item in items] == views
             assert (now_ns, seen_revision) == (self.model.now, revision)

@@ -45,6 +45,8 @@ _WELL_FORMED: Final[tuple[Message, ...]] = (
     pb.RenewRequest(renewals=[pb.Renewal(holder=_HOLDER, ttl_ns=10**10, started=True)]),
     pb.SettleRequest(settlements=[pb.Settlement(holder=_HOLDER, fail=pb.Fail(error="e"))]),
     pb.SettleRequest(settlements=[pb.Settlement(holder=_HOLDER, complete=pb.Complete())]),
+    pb.SettleRequest(completions=[pb.Completions(claim_id=b"i" * 16, keys=[b"k"], tokens=[1])]),
+    pb.LookupRequest(keys=[b"k"], blocks=[b"d" * 16]),
     pb.LookupRequest(keys=[b"k"], want_infos=True, want_results=True),
     pb.WaitRequest(keys=[b"k"], timeout_ns=10**9),
     pb.ResetRequest(keys=[b"k"], max_revision=9),

@@ -73,6 +73,8 @@ def describe(item: Item) -> str:
 def n_keys(request: Message) -> int:
     """Tell how many keys a request asks something of."""
     name = _KEY_FIELDS.get(type(request))
+    if isinstance(request, pb.SettleRequest):
+        return len(request.settlements) + sum(len(part.keys) for part in request.completions)
     return 1 if name is None else len(getattr(request, name))
 
 
@@ -96,10 +98,17 @@ def _renew(request: pb.RenewRequest, reply: pb.RenewReply) -> Iterator[Item]:
 
 
 def _settle(request: pb.SettleRequest, reply: pb.SettleReply) -> Iterator[Item]:
-    for settlement, state in zip(request.settlements, reply.states, strict=True):
-        holder = settlement.holder
-        how = settlement.WhichOneof("how") or ""
-        yield Item(how, holder.key, holder.claim_id, holder.token, state)
+    asked = [
+        (item.WhichOneof("how") or "", item.holder.key, item.holder.claim_id, item.holder.token)
+        for item in request.settlements
+    ]
+    asked += [
+        ("complete", key, part.claim_id, token)
+        for part in request.completions
+        for key, token in zip(part.keys, part.tokens, strict=True)
+    ]
+    for (how, key, claim_id, token), state in zip(asked, reply.states, strict=True):
+        yield Item(how, key, claim_id, token, state)
 
 
 def _lookup(request: pb.LookupRequest, reply: pb.LookupReply) -> Iterator[Item]:
@@ -142,7 +151,6 @@ _READERS: Final[dict[str, Callable[[Any, Any], Iterator[Item]]]] = {
 _KEY_FIELDS: Final[dict[type[Message], str]] = {
     pb.ClaimRequest: "keys",
     pb.RenewRequest: "renewals",
-    pb.SettleRequest: "settlements",
     pb.LookupRequest: "keys",
     pb.WaitRequest: "keys",
     pb.ResetRequest: "keys",

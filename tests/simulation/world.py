@@ -132,8 +132,8 @@ class World:
         store = server.table.store
         check_whole(self._unanswered, store.peek, self._acknowledged, self._removed)
         self._n_lives += 1
-        slots = store.read(KEYS)[0] | store.held
-        records = [(key, slots[key].record) for key in KEYS]
+        held = store.held
+        records = [(key, held[key].record if key in held else store.peek(key)) for key in KEYS]
         for key, record in records:
             self.promises.take_restart(key, record)
         found = (survivor(k, record, may_be_gone=k in self._removed) for k, record in records)

@@ -176,8 +176,7 @@ def checked_blocks(blocks: Sequence[bytes]) -> list[bytes]:
     """
     if len(blocks) > MAX_BLOCKS_PER_REQUEST:
         raise RequestError(
-            f"blocks: {len(blocks)} in one request, at most {MAX_BLOCKS_PER_REQUEST} are "
-            "allowed"
+            f"blocks: {len(blocks)} in one request, at most {MAX_BLOCKS_PER_REQUEST} are allowed"
         )
     for digest in blocks:
         if len(digest) != BLOCK_DIGEST_BYTES:

@@ -7,7 +7,7 @@ what a request of many keys does in `batch.py`, how records look in replies in `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Final, TypeVar

@@ -338,12 +338,16 @@ class KeyPass(Generic[ItemT]):
             if self._ready:
                 return True
             if self._is_asking:
-                self._changed.wait(1.0)
+                self._await_answer()
                 return True
             if not self._todo:
                 return False
         self._ask(1 + self._want())
         return True
+
+    def _await_answer(self) -> None:
+        """Wait for the request that is under way; a simulation lets the others act meanwhile."""
+        self._changed.wait(1.0)
 
     def _begin(self, item: ItemT, lease: Lease) -> LiveItem[ItemT] | None:
         """Register a claimed item; with `is_for_good` complete it, too, before it is handed out."""

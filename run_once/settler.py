@@ -50,8 +50,8 @@ class Ended(Protocol):
 class Settler:
     """A queue of items, and the thread that completes them.
 
-    `step` does the work and needs no thread: a simulation calls it itself, with
-    `use_thread=False`.
+    `step` does the work and needs no thread: with `use_thread=False` whoever flushes calls it. A
+    simulation stands in for the thread: it overrides `_start`, `_now_s` and `_await_change`.
     """
 
     def __init__(
@@ -103,19 +103,27 @@ class Settler:
             return 0
         while not self._use_thread and self.step():
             pass
-        end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        end_s = None if timeout_s is None else self._now_s() + timeout_s
         with self._changed:
             self._n_flushing += 1
             self._changed.notify_all()
             try:
                 while self._queue or self._n_sending:
-                    left_s = 1.0 if end_s is None else end_s - time.monotonic()
+                    left_s = 1.0 if end_s is None else end_s - self._now_s()
                     if left_s <= 0:
                         break
-                    self._changed.wait(min(left_s, 1.0))
+                    self._await_change(min(left_s, 1.0))
                 return len(self._queue) + self._n_sending
             finally:
                 self._n_flushing -= 1
+
+    def _now_s(self) -> float:
+        """Give the time by which a flush is bounded; a simulation has its own."""
+        return time.monotonic()
+
+    def _await_change(self, timeout_s: float) -> None:
+        """Let the thread go on for so long; a simulation lets the others act meanwhile."""
+        self._changed.wait(timeout_s)
 
     def step(self) -> bool:
         """Send what is queued, as far as it fits into one request.

@@ -21,7 +21,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from distlock_proto import lock_table_pb2 as pb
 from run_once.clock import Clock
-from run_once.errors import RunOnceError
+from run_once.errors import RunOnceError, ServerUnavailableError
 from run_once.key_source import BLOCK_KEYS, KeySource, Todo
 from run_once.lease import Lease
 from run_once.live import LiveItem, Outcome, registry
@@ -54,11 +54,17 @@ _READ_AHEAD: Final = 8
 _FRESH_SHARE: Final = 0.91
 """What a lease of a fixed time has left at least when it is handed out, less the margin: 95 %."""
 
+_MAX_RENEWALS: Final = 5
+"""So many renewals in turn may come later than the lease ends."""
+
 _LONG_ENOUGH_NS: Final = 2_000_000
 """With bodies of this length it costs nothing to wake the thread for each."""
 
 _TELL_NS: Final = 100_000_000
 """An item that was held ahead is marked as started on the server when it took so long."""
+
+_LOOK_S: Final = 0.1
+"""The thread that claims ahead looks again so soon while another one is at work."""
 
 _NO_TIME_S: Final = 1e-9
 """A renewal that lets no lease run longer."""
@@ -265,12 +271,21 @@ class KeyPass(Generic[ItemT]):
             with self._changed:
                 item, lease = self._ready.popleft()
                 self._ready_keys.discard(lease.key)
-            if not self._is_usable(lease, now_ns):
+            try:
+                is_usable = self._is_usable(lease, now_ns)
+            except BaseException:
+                with self._changed:  # whoever ends the pass gives it back
+                    self._ready.appendleft((item, lease))
+                    self._ready_keys.add(lease.key)
+                raise
+            if not is_usable:
                 with self._changed:
                     self._set_aside(lease.key, item, lease.lost_state)
+                now_ns = self._clock.now_ns()
                 continue
             live = self._begin(item, lease)
             if live is None:
+                now_ns = self._clock.now_ns()
                 continue
             self._out_ns = now_ns
             if len(self._todo) < self._size and self._source.is_quick:
@@ -281,24 +296,35 @@ class KeyPass(Generic[ItemT]):
         return None
 
     def _is_usable(self, lease: Lease, now_ns: int) -> bool:
-        """Tell whether a lease may be handed out; renew it first if it must be."""
+        """Tell whether a lease may be handed out; renew it first if it must be.
+
+        Raises:
+            ServerUnavailableError: Each renewal took longer than the lease.
+        """
         if lease.is_lost:
             return False
         is_ahead = not lease.started
-        if self._options.is_kept or self._options.is_for_good:
-            if not lease.is_held_at(now_ns):
-                self.session.keeper.renew_now([lease])
-        elif is_ahead:
-            self._end_keeping(lease)
         lease.started = True
+        if not (self._options.is_kept or self._options.is_for_good):
+            self._freshen(lease)
+            now_ns = self._clock.now_ns()
+        n_renewals = 0
+        while lease.is_open and not lease.is_held_at(now_ns) and n_renewals < _MAX_RENEWALS:
+            n_renewals += 1
+            self.session.keeper.renew_now([lease])
+            now_ns = self._clock.now_ns()
+        if lease.is_open and not lease.is_held_at(now_ns):
+            raise ServerUnavailableError(
+                f"lock server {self.session.address} answers later than a lease of "
+                f"{lease.ttl_s:g} s lasts; choose a longer one"
+            )
         if is_ahead:
             self._untold.append((now_ns, lease))
         return not lease.is_lost
 
-    def _end_keeping(self, lease: Lease) -> None:
-        """Hand out a lease of a fixed time: nearly all of it is left, and it is renewed no more."""
+    def _freshen(self, lease: Lease) -> None:
+        """Keep a lease of a fixed time alive no longer; nearly all of it is left."""
         keeper = self.session.keeper
-        lease.started = True
         keeper.drop(lease)
         lease.is_kept = False
         if lease.remaining_s < _FRESH_SHARE * lease.ttl_s:
@@ -343,6 +369,8 @@ class KeyPass(Generic[ItemT]):
             if not self._todo:
                 return False
         self._ask(1 + self._want())
+        if self.wake is not None and len(self._ready) > 1:
+            self.wake()  # it looks after what is held ahead
         return True
 
     def _await_answer(self) -> None:
@@ -430,15 +458,17 @@ class KeyPass(Generic[ItemT]):
             In how many seconds to look again; None: when woken.
         """
         with self._changed:
-            if self._is_asking or self._is_closed or self._error is not None:
+            if self._is_closed:
                 return None
+            if self._is_asking:
+                return _LOOK_S
             want, n_ready = self._want(), len(self._ready)
             overdue = self._take_overdue()
-            is_due = n_ready < want and n_ready * 2 <= want and len(self._todo) > 0
+            is_due = n_ready * 2 <= want and self._todo and self._error is None
         self._tell_started(self._clock.now_ns() - _TELL_NS)
         if overdue:
             self.session.release(overdue)
-        elif is_due or self._may_skip():
+        elif (is_due and n_ready < want) or self._may_skip():
             try:
                 self._ask(max(1, want - n_ready))
             except Exception as error:  # noqa: BLE001 - raised where the item is asked for
@@ -466,7 +496,8 @@ class KeyPass(Generic[ItemT]):
 
     def _may_skip(self) -> bool:
         """Tell whether to ask on though nothing is wanted ahead: only done keys were found."""
-        return self._is_skipping and not self._ready and len(self._todo) >= MAX_CHUNK_KEYS
+        is_well = self._error is None and self._is_skipping
+        return is_well and not self._ready and len(self._todo) >= MAX_CHUNK_KEYS
 
     def _want(self) -> int:
         """Say how many keys should be held ahead."""
@@ -498,7 +529,9 @@ class KeyPass(Generic[ItemT]):
             looks: list[int | None] = []
             if self._untold:
                 looks.append(self._untold[0][0] + _TELL_NS - now_ns)
-            if self._out_ns is not None and self._ready:
+            if self._out_ns is None and self._ready:
+                looks.append(round(_LOOK_S * _NS_PER_S))  # the next body begins at any moment
+            elif self._out_ns is not None and self._ready:
                 overdue_ns = self.pace.overdue_ns()
                 looks.append(None if overdue_ns is None else self._out_ns + overdue_ns - now_ns)
             elif self._out_ns is not None and not self._is_held_off:
@@ -584,7 +617,8 @@ class KeyPass(Generic[ItemT]):
         """Take in what the answer says of each key.
 
         Behind the last granted key only what stays as it is counts: the rest is asked for again
-        when its turn comes.
+        when its turn comes. Before it there may be free keys, too: they were not when the claim
+        came first, and its repetition got the same grants.
         """
         states, n_keys = claimed.states, len(keys)
         n_done = states.count(pb.KEY_STATE_DONE)
@@ -606,7 +640,7 @@ class KeyPass(Generic[ItemT]):
                 self.counts.exhausted += 1
             elif state == pb.KEY_STATE_DONE:
                 pass
-            elif place < last or (last < 0 and state != pb.KEY_STATE_NOT_ASKED):
+            elif state != pb.KEY_STATE_NOT_ASKED and (place < last or last < 0):
                 self._set_aside(key, item, state)
             else:
                 back_keys.append(key)

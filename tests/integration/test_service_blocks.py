@@ -93,14 +93,14 @@ def test_too_many_completions(inproc_server: InprocServer) -> None:
     )
 
 
-def test_bad_blocks(inproc_server: InprocServer) -> None:
+@pytest.mark.parametrize("blocks", [[b"short"], [b"d" * 16] * (limits.MAX_BLOCKS_PER_REQUEST + 1)])
+def test_bad_blocks(inproc_server: InprocServer, blocks: list[bytes]) -> None:
     """Digests of another length, or too many of them, are refused."""
-    for blocks in ([b"short"], [b"d" * 16] * (limits.MAX_BLOCKS_PER_REQUEST + 1)):
-        refused(
-            lambda blocks=blocks: inproc_server.table.Lookup(pb.LookupRequest(blocks=blocks)),
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "blocks",
-        )
+    refused(
+        lambda: inproc_server.table.Lookup(pb.LookupRequest(blocks=blocks)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "blocks",
+    )
 
 
 @pytest.mark.parametrize("ask", [claim, lambda server, keys: lookup(server, *keys)])

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 import pytest
 
-from tests.simulation import bugs_of_disk, bugs_of_rules, bugs_of_time
+from tests.simulation import bugs_of_disk, bugs_of_loops, bugs_of_rules, bugs_of_time
 from tests.simulation.history import BrokenPromiseError
 from tests.simulation.seeds import run_seeds
 
@@ -24,7 +24,12 @@ PAGE: Final = Path(__file__).parents[2] / "docs" / "simulation.md"
 
 Bug: TypeAlias = Callable[[pytest.MonkeyPatch], None]
 
-BUGS: Final[tuple[Bug, ...]] = (*bugs_of_time.BUGS, *bugs_of_disk.BUGS, *bugs_of_rules.BUGS)
+BUGS: Final[tuple[Bug, ...]] = (
+    *bugs_of_time.BUGS,
+    *bugs_of_disk.BUGS,
+    *bugs_of_rules.BUGS,
+    *bugs_of_loops.BUGS,
+)
 
 
 class Found(NamedTuple):

@@ -187,9 +187,17 @@ class Promises:
 
     # -- restarts ---------------------------------------------------------------------------------
 
-    def take_restart(self, key: bytes, record: Record) -> None:
-        """Note what a restarted server found: its leases run anew."""
+    def take_restart(self, key: bytes, record: Record, *, may_be_reset: bool) -> None:
+        """Note what a restarted server found: its leases run anew.
+
+        Args:
+            key: The key.
+            record: What is stored for it.
+            may_be_reset: A reset of it was under way, which overrules its holder.
+        """
         promise, world = self._by_key[key], self._world
+        if record is None and may_be_reset:
+            self._overruled.add(promise.token)
         if not isinstance(record, Held):
             promise.is_free = True
             return

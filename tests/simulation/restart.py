@@ -27,6 +27,12 @@ def keys_to_remove(requests: Iterable[tuple[str, Message]]) -> set[bytes]:
     return keys
 
 
+def keys_to_reset(requests: Iterable[tuple[str, Message]]) -> set[bytes]:
+    """Give the keys that unanswered resets may have made absent, whoever held them."""
+    resets = [request for _, request in requests if isinstance(request, pb.ResetRequest)]
+    return {key for request in resets for key in request.keys}
+
+
 def survivor(key: bytes, record: Record, *, may_be_gone: bool) -> Survivor:
     """Put a record into the words of the history."""
     if record is None:

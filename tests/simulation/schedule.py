@@ -65,6 +65,10 @@ class Schedule:
         finally:
             self._depth -= 1
 
+    def can_nest(self) -> bool:
+        """Tell whether others can act while who asks waits."""
+        return self._depth + 1 < _MAX_DEPTH
+
     def _next_source(self, *, may_act: bool) -> list[_Entry] | None:
         """Give the queue whose head comes first."""
         if not may_act or not self._acts:

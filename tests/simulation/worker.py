@@ -48,7 +48,7 @@ class Worker:
         self.clock = clock
         self.is_trusted = is_trusted
         self.is_dead = False
-        self._is_acting = self._is_keeping = False
+        self._threads: list[str] = []
         self.leases: list[Lease] = []
         self._world = world
         self._rng = world.rng
@@ -57,7 +57,7 @@ class Worker:
         self._paused_until_ns = 0
         self._cut_off_until_ns = 0
         client = LockClient(
-            SimTransport(world, self),
+            self.make_transport(world),
             clock=clock,
             rng=random.Random(world.rng.getrandbits(64)),
             sleep=self._sleep,
@@ -65,7 +65,15 @@ class Worker:
             owner=f"worker {number}",
             max_keys=world.rng.choice((3, 10_000, 10_000, 10_000)),
         )
-        self.session = Session(client, LeaseKeeper(client, use_thread=False))
+        self.session = self.make_session(client)
+
+    def make_transport(self, world: World) -> SimTransport:
+        """Make its way to the server."""
+        return SimTransport(world, self)
+
+    def make_session(self, client: LockClient) -> Session:
+        """Make its session."""
+        return Session(client, LeaseKeeper(client, use_thread=False), uses_threads=False)
 
     def start(self) -> None:
         """Let both threads begin."""
@@ -83,12 +91,12 @@ class Worker:
     def leave(self) -> None:
         """End the process well: it gives back what it holds, and what it claims just now."""
         if not self.is_dead:
-            self._run(self.session.give_back)
+            self._run(self.session.give_back, "signal")
             self.kill()
 
     def may_be_interrupted(self) -> bool:
         """Tell whether it is the main thread that waits; signals reach no other."""
-        return self._is_acting and not self._is_keeping
+        return self._threads[-1:] == ["main"]
 
     def pause(self, for_ns: int) -> None:
         """Stop the process, as SIGSTOP does."""
@@ -127,9 +135,7 @@ class Worker:
         if self._world.is_enough():
             return
         acts = [self._claim, self._settle, self._renew, self._look, self._undo, self._wait]
-        self._is_acting = True
-        self._run(self._rng.choices(acts, [5, 6, 2.5, 2, 1, 1.2])[0])
-        self._is_acting = False
+        self._run(self._rng.choices(acts, [5, 6, 2.5, 2, 1, 1.2])[0], "main")
         if not self.is_dead:
             self._world.schedule.act_at(self._draw_pause_ns(), self._act)
 
@@ -137,21 +143,23 @@ class Worker:
         """Be the keeper's thread for one step."""
         keeper = self.session.keeper
         due_ns: list[int | None] = []
-        self._is_keeping = True
-        self._run(lambda: due_ns.append(keeper.step()))
-        self._is_keeping = False
+        self._run(lambda: due_ns.append(keeper.step()), "keeper")
         if not self.is_dead:
             left_ns = (due_ns[0] or _NAP_NS + self.clock.now_ns()) - self.clock.now_ns()
             nap_ns = self.clock.real_ns(min(max(left_ns, 20 * MS), _NAP_NS))
             self._world.schedule.act_at(nap_ns, self._keep)
 
-    def _run(self, do: Callable[[], object]) -> None:
+    def _run(self, do: Callable[[], object], thread: str) -> None:
+        """Let a thread do something; others of this process may act while it waits."""
+        self._threads.append(thread)
         try:
             self.check_alive()
             self.sit_out_pause()
             do()
         except (ServerUnavailableError, ProcessGone, KeyboardInterrupt):
             pass  # its leases run out
+        finally:
+            self._threads.pop()
         if self.is_trusted:
             self._world.promises.check_belief(self.leases)
 

@@ -18,11 +18,12 @@ from tests.simulation import chaos
 from tests.simulation.clocks import ServerClock, Wall
 from tests.simulation.disk import Disk
 from tests.simulation.history import BrokenPromiseError, Restart, check_history
+from tests.simulation.loop_worker import LoopWorker
 from tests.simulation.network import NO_FAULTS
 from tests.simulation.observed import READING, Operation, items_of
 from tests.simulation.overrule import Overruler, write_locks_of_2021
 from tests.simulation.promises import LATE_NS, Promises
-from tests.simulation.restart import check_whole, keys_to_remove, survivor
+from tests.simulation.restart import check_whole, keys_to_remove, keys_to_reset, survivor
 from tests.simulation.schedule import S, Schedule
 from tests.simulation.server import Flight, SimServer
 from tests.simulation.worker import Worker
@@ -73,6 +74,7 @@ class World:
             Overruler(self)
         self.server: SimServer | None = SimServer(self)
         chaos.Chaos(self)
+        self._n_loops = self.rng.choice((0, 1, 1, 2, 2, 3))
         self.workers = [self._new_worker(number) for number in range(N_WORKERS)]
 
     @property
@@ -115,7 +117,8 @@ class World:
         self.server = None
         self.n_crashes += not is_clean
         self._acknowledged = server.table.revision
-        self._removed = keys_to_remove(server.stop(is_clean=is_clean))
+        unanswered = server.stop(is_clean=is_clean)
+        self._removed, self._reset = keys_to_remove(unanswered), keys_to_reset(unanswered)
         self._unanswered = list(server.unanswered.values())
         self.disk.cut_power(self.rng)
 
@@ -135,7 +138,7 @@ class World:
         held = store.held
         records = [(key, held[key].record if key in held else store.peek(key)) for key in KEYS]
         for key, record in records:
-            self.promises.take_restart(key, record)
+            self.promises.take_restart(key, record, may_be_reset=key in self._reset)
         found = (survivor(k, record, may_be_gone=k in self._removed) for k, record in records)
         self.history.append(
             Restart(server.table.revision, self._n_lives, 0, len(self.history), tuple(found))
@@ -157,7 +160,8 @@ class World:
     def _new_worker(self, number: int, *, is_idle: bool = False) -> Worker:
         is_trusted = self.rng.random() >= 0.1
         rate = (chaos.draw_rate if is_trusted else chaos.draw_bad_rate)(self.rng)
-        worker = Worker(self, number, KEYS, chaos.boot(self, rate), is_trusted=is_trusted)
+        make = LoopWorker if number < self._n_loops else Worker
+        worker = make(self, number, KEYS, chaos.boot(self, rate), is_trusted=is_trusted)
         if not is_idle:
             worker.start()
         return worker

@@ -254,6 +254,24 @@ def test_named_twice_while_held_ahead() -> None:
     assert seen == ["a", "b", "c", "d"]
 
 
+def test_a_repeated_claim_loses_no_key(other: Other, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim that is sent again may pass over keys that have become free: they come later.
+
+    The keys that it was granted the first time count first.
+    """
+    ahead = Ahead("abc", max_ahead=0)
+    client = ahead.running.session.client
+    claim_id = client.new_claim_id()
+    assert client.claim([b"b"], ttl_s=60, claim_id=claim_id).grants
+    ids = iter([claim_id, *(client.new_claim_id() for _ in range(9))])
+    monkeypatch.setattr(client, "new_claim_id", lambda: next(ids))
+    seen = []
+    while (live := ahead.running.claim_next()) is not None:
+        seen.append(live.item)
+        live.complete_soon()
+    assert seen == ["b", "a", "c"]
+
+
 # ---------------------------------------------------------------- settling in the background
 
 

@@ -114,11 +114,13 @@ class SimAhead:
     Attributes:
         is_running: A step is under way.
         due_ns: Real time of the next step; None: when woken.
+        busy_until_ns: When the last step ended that had to wait for the server.
     """
 
     def __init__(self, worker: LoopWorker, running: KeyPass[str], seen: PassWatch) -> None:
         self.is_running = False
         self.due_ns: int | None = None
+        self.busy_until_ns = 0
         self._worker = worker
         self._pass = running
         self._seen = seen
@@ -156,10 +158,13 @@ class SimAhead:
         self._is_woken = False
         self.is_running = True
         pauses_s: list[float | None] = []
+        began_ns = self._worker.schedule.now_ns
         try:
             self._worker.run_thread("ahead", lambda: pauses_s.append(self._step()), self._seen)
         finally:
             self.is_running = False
+        if self._worker.schedule.now_ns > began_ns:
+            self.busy_until_ns = self._worker.schedule.now_ns
         if self._worker.is_dead:
             return
         if self._is_closed:

@@ -293,7 +293,8 @@ class LoopWorker(Worker):
         assert running is not None
         assert ahead is not None
         overdue_ns = running.pace.overdue_ns()
-        is_due = ahead.due_ns is not None and ahead.due_ns <= self.schedule.now_ns + MS
+        is_due = ahead.due_ns is not None and ahead.due_ns <= self.schedule.now_ns
+        is_due = is_due or ahead.busy_until_ns > self.schedule.now_ns - MS
         if overdue_ns is None or ahead.is_running or is_due:
             return
         since_ns = self._due_ns - self._began_ns - self.clock.real_ns(overdue_ns)

@@ -150,7 +150,7 @@ say(figures={"tried": 1})
     soak, _ = _run(script, parts, tmp_path / "covered.json", 4.0)
     assert time.monotonic() - began_s < 30
     tried = {name: figures["tried"] for name, figures in soak.figures.items()}
-    assert tried["heavy"] > tried["light"] == 1
+    assert tried["heavy"] > tried["light"] >= 1
     assert (tried["twice"], tried["long runs only"], tried["hangs"]) == (2, 0, 0)
     assert all("hangs" in wrong and "status -9" in wrong for wrong in soak.wrong)
     assert soak.wrong

@@ -40,7 +40,8 @@ def trace() -> tuple[Claims, list[tuple[float, list[str]]]]:
             keys = [item.holder.key.decode() for item in request.settlements]
             given_back = [
                 key
-                for key, state in zip(keys, bytes(reply.states), strict=True)
+                # Behind them come those that are completed in the short form.
+                for key, state in zip(keys, bytes(reply.states), strict=False)
                 if state == pb.KEY_STATE_RELEASED
             ]
             freed.append((time.monotonic(), given_back))

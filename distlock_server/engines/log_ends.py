@@ -7,6 +7,9 @@ bytes, so no part of what is there fits its checksum; a whole one with another l
 
 A log is blocks of 32 KiB of records that do not cross their borders, each with a checksum (4 bytes,
 CRC-32C over type and content, masked), a length (2) and a type (1). Manifests are logs as well.
+
+And RocksDB never comes back from opening a database whose manifest has a record of a recycled kind,
+which no manifest has: one flipped bit makes it so.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from typing import Final
 BLOCK_BYTES: Final = 32_768
 
 _HEAD: Final = struct.Struct("<IHB")
+_RECYCLED: Final = frozenset({5, 6, 7, 8, 11})
+"""Types of records in logs whose files are used again, which ours are not."""
+
 _MASK_DELTA: Final = 0xA282EAD8
 _POLYNOMIAL: Final = 0x82F63B78
 
@@ -41,10 +47,17 @@ def check_logs(folder: Path) -> None:
                 f"the length of the record at byte {place} of {file.name} is damaged, and opening "
                 "the database would drop what follows: restore a backup"
             )
+    for file in sorted(folder.glob("MANIFEST-*")):
+        place = recycled_record(file)
+        if place is not None:
+            raise DamagedLogError(
+                f"the type of the record at byte {place} of {file.name} is damaged: restore a "
+                "backup"
+            )
 
 
 def record_places(block: bytes) -> Iterator[tuple[int, int]]:
-    """Give place and length of each record in the last block of a log."""
+    """Give place and length of each record in a block of a log."""
     place = 0
     while place + _HEAD.size <= len(block):
         _, length, _ = _HEAD.unpack_from(block, place)
@@ -63,6 +76,18 @@ def damaged_end(file: Path) -> int | None:
         end = place + _HEAD.size
         if end + length > len(block) and _has_whole_record(block, place):
             return start + place
+    return None
+
+
+def recycled_record(file: Path) -> int | None:
+    """Tell where a log has a record of a recycled kind; None: nowhere."""
+    start = 0
+    with file.open("rb") as opened:
+        while block := opened.read(BLOCK_BYTES):
+            for place, _ in record_places(block):
+                if block[place + _HEAD.size - 1] in _RECYCLED:
+                    return start + place
+            start += len(block)
     return None
 
 

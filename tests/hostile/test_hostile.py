@@ -13,6 +13,7 @@ SEEDS = (20_261, 20_262)
 N_REQUESTS = 2_500
 
 
+@pytest.mark.timeout(300)  # half a minute, on a machine that has nothing else to do
 @pytest.mark.parametrize("seed", SEEDS)
 def test_hostile_requests(tmp_path: Path, seed: int, report: Callable[[str], None]) -> None:
     """After each batch of them health is answered at once, and at the end all data is as it was."""

@@ -216,7 +216,10 @@ def _results(value: Any) -> str:
     if len(text) > _MAX_PLACE_CHARS:
         raise BadValueError(f"at most {_MAX_PLACE_CHARS} characters are allowed")
     if text.startswith("file://"):
-        text = unquote(urlsplit(text).path)
+        try:
+            text = unquote(urlsplit(text).path)
+        except ValueError as error:
+            raise BadValueError(f"a folder or a URL is expected ({error})") from None
     return text.rstrip("/") if "://" in text else _path(text)
 
 

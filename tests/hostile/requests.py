@@ -33,6 +33,9 @@ PROBES: Final = 3
 """The best of so many counts: the machine may be busy with something else, a server that is stuck
 or has work left over is so for all of them."""
 
+STALL_S: Final = 1.0
+"""However busy the machine is, not even one of them may take so long."""
+
 ANSWER_S: Final = 30.0
 """What is not answered by then never is."""
 
@@ -104,6 +107,7 @@ class Target:
             reply = self.health.Check(health_pb2.HealthCheckRequest(), timeout=ANSWER_S)
             times.append(time.perf_counter() - started_s)
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        assert max(times) <= STALL_S, f"a health probe took {max(times):.3f} s"
         return min(times)
 
     def check(self) -> float:

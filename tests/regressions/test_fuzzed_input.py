@@ -30,6 +30,12 @@ def test_a_home_that_is_not_there(path: str) -> None:
         CHECKS["data_dir"](path)
 
 
+def test_a_url_that_is_none() -> None:
+    """A URL that cannot be parsed is a value that cannot be used."""
+    with pytest.raises(BadValueError, match="URL"):
+        CHECKS["results"]("file://[x")
+
+
 def test_states_that_do_not_fit() -> None:
     """A reply with too few states is malformed, whoever reads it."""
     with pytest.raises(ServerError, match="malformed"):

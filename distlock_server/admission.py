@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import grpc
 
@@ -26,6 +26,7 @@ from distlock_server.limits import (
     MAX_UNREAD_BYTES,
     MAX_WAIT_BYTES,
 )
+from distlock_server.status import refuse
 from distlock_server.wire import MessageType, parse_or_abort
 
 LANE_WAIT_S: Final = 1.0
@@ -221,18 +222,18 @@ class Admission(grpc.aio.ServerInterceptor):
             hold = None
             if _is_long(method, request):
                 if not await self._replies.enter():
-                    await _refuse(context, _FULL, _UNREAD)
+                    await refuse(context, _FULL, _UNREAD)
                 hold = Hold(self._replies, REPLY_ROOM_BYTES)
             try:
                 reply = await handler.unary_unary(request, context)
             except NotImplementedError:  # one of gRPC's own that a newer release only declares
-                await _refuse(context, _UNKNOWN, "this server does not do that")
+                await refuse(context, _UNKNOWN, "this server does not do that")
             content: bytes = handler.response_serializer(reply)
             if hold is not None:
                 hold.become(len(content))
             elif len(content) > SMALL_REPLY_BYTES:
                 if not self._replies.take(len(content)):
-                    await _refuse(context, _FULL, _UNREAD)
+                    await refuse(context, _FULL, _UNREAD)
                 Hold(self._replies, len(content))
             return content
 
@@ -249,7 +250,7 @@ async def _receive(lane: Lane, context: Any) -> bytes:
     """Read the request of a call; its room is given back when the call has ended."""
     if not await lane.enter():
         n_mb = lane.n_bytes >> 20
-        await _refuse(
+        await refuse(
             context,
             _FULL,
             f"the server is overloaded: {n_mb} MiB of requests are under way; try again soon",
@@ -261,19 +262,14 @@ async def _receive(lane: Lane, context: Any) -> bytes:
     except asyncio.CancelledError:
         if not arrival.is_late:
             raise
-        await _refuse(context, _FULL, "the request was too slow to arrive; try again")
+        await refuse(context, _FULL, "the request was too slow to arrive; try again")
     finally:
         arrival.end()
     if raw is grpc.aio.EOF:
-        await _refuse(context, _MALFORMED, "the call has no request")
+        await refuse(context, _MALFORMED, "the call has no request")
     content = bytes(raw)
     hold.become(len(content))
     return content
-
-
-async def _refuse(context: Any, code: grpc.StatusCode, text: str) -> NoReturn:
-    await context.abort(code, text)
-    raise AssertionError("abort returned")
 
 
 def _close(place: asyncio.Future[bool]) -> None:

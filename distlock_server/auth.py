@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 import grpc
 
+from distlock_server.status import refuse
 from distlock_server.tokens import Role, Tokens
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class Guard(grpc.aio.ServerInterceptor):
             refusal = self.refusal(method, token, context.peer(), is_tls=_is_tls(context))
             if refusal is not None:
                 self._log(refusal, context.peer())
-                await context.abort(*refusal)
+                await refuse(context, *refusal)
 
         return _guarded(handler, admit)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 import grpc
 
@@ -91,6 +92,21 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.INTERNAL, f"the server failed on this request: {error!r}"
 
 
+async def refuse(context: Any, code: grpc.StatusCode, text: str) -> NoReturn:
+    """End a call with a status. Every refusal goes through here.
+
+    Raises:
+        Exception: What gRPC ends a method with.
+        asyncio.CancelledError: The caller has gone; gRPC would log a traceback for its own failure
+            to tell it.
+    """
+    try:
+        await context.abort(code, text)
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
+    raise AssertionError("abort returned")
+
+
 def guarded(
     handler: Callable[[ServiceT, RequestT], Awaitable[ReplyT]],
 ) -> Callable[[ServiceT, RequestT, Any], Awaitable[ReplyT]]:
@@ -105,7 +121,6 @@ def guarded(
                 code, text = status_of(error)
                 if code is grpc.StatusCode.INTERNAL:
                     logger.exception("%s failed", handler.__name__)
-            await context.abort(code, text)
-            raise AssertionError("abort returned")
+            return await refuse(context, code, text)
 
     return answer

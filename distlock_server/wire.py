@@ -18,7 +18,7 @@ from google.protobuf import message_factory
 from google.protobuf.message import DecodeError, Message
 
 from distlock_server.limits import MAX_PARTS_PER_REQUEST, RequestError
-from distlock_server.status import status_of
+from distlock_server.status import refuse, status_of
 from distlock_server.turns import next_turn
 
 _COUNTED_FROM_BYTES: Final = 262_144
@@ -174,8 +174,7 @@ async def parse_or_abort(raw: bytes, context: Any, kind: MessageType) -> Any:
         return await parse_request(raw, kind)
     except RequestError as error:
         refusal = status_of(error)
-    await context.abort(*refusal)
-    raise AssertionError("abort returned")
+    return await refuse(context, *refusal)
 
 
 def _parsing(handler: Any, kind: MessageType) -> Any:

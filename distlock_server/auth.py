@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
@@ -229,9 +229,8 @@ def _guarded(handler: Any, admit: Callable[[Any], Awaitable[None]]) -> Any:
         return grpc.stream_unary_rpc_method_handler(read_and_answer, **codec)
     assert handler.stream_stream, "no method of ours answers with a stream to one request"
 
-    async def stream(requests: Any, context: Any) -> AsyncIterator[Any]:
+    async def stream(requests: Any, context: Any) -> None:  # as `Streams` gives
         await admit(context)
-        async for reply in handler.stream_stream(requests, context):
-            yield reply
+        await handler.stream_stream(requests, context)
 
     return grpc.stream_stream_rpc_method_handler(stream, **codec)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 import grpc
@@ -92,18 +93,28 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.INTERNAL, f"the server failed on this request: {error!r}"
 
 
+@contextlib.contextmanager
+def telling() -> Iterator[None]:
+    """Tell a caller something within this context.
+
+    Raises:
+        asyncio.CancelledError: It has gone; gRPC would log a traceback for its failure to tell it.
+    """
+    try:
+        yield
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
+
+
 async def refuse(context: Any, code: grpc.StatusCode, text: str) -> NoReturn:
     """End a call with a status. Every refusal goes through here.
 
     Raises:
         Exception: What gRPC ends a method with.
-        asyncio.CancelledError: The caller has gone; gRPC would log a traceback for its own failure
-            to tell it.
+        asyncio.CancelledError: The caller has gone.
     """
-    try:
+    with telling():
         await context.abort(code, text)
-    except grpc.aio.InternalError:
-        raise asyncio.CancelledError from None
     raise AssertionError("abort returned")
 
 

@@ -18,7 +18,7 @@ from google.protobuf import message_factory
 from google.protobuf.message import DecodeError, Message
 
 from distlock_server.limits import MAX_PARTS_PER_REQUEST, RequestError
-from distlock_server.status import refuse, status_of
+from distlock_server.status import refuse, status_of, telling
 from distlock_server.turns import next_turn
 
 _COUNTED_FROM_BYTES: Final = 262_144
@@ -185,17 +185,20 @@ def _parsing(handler: Any, kind: MessageType) -> Any:
         assert inspect.iscoroutinefunction(handler.unary_stream), "health writes its replies itself"
 
         async def watch(raw: bytes, context: Any) -> None:
-            await handler.unary_stream(await parse(raw, context), context)
+            request = await parse(raw, context)
+            with telling():
+                await handler.unary_stream(request, context)
 
         return grpc.unary_stream_rpc_method_handler(watch, **codec)
     assert handler.stream_stream, "no method of ours only takes a stream"
 
-    async def stream(raws: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
+    async def stream(raws: AsyncIterator[bytes], context: Any) -> None:
         async def requests() -> AsyncIterator[Any]:
             async for raw in raws:
                 yield await parse(raw, context)
 
         async for reply in handler.stream_stream(requests(), context):
-            yield reply
+            with telling():
+                await context.write(reply)
 
     return grpc.stream_stream_rpc_method_handler(stream, **codec)

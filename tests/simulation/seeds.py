@@ -67,14 +67,20 @@ class Tally:
 
 @contextlib.contextmanager
 def simulated() -> Iterator[None]:
-    """Prepare the process: small pieces of old databases, no log, and no pauses for garbage."""
+    """Prepare the process: small pieces of old databases, no log, no pauses for garbage.
+
+    What loops register is registered apart.
+    """
     was_enabled, level = gc.isenabled(), logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     gc.disable()
     gc.collect()
     gc.freeze()  # what is imported need not be looked at each time
     try:
-        with mock.patch.object(oldbase, "PIECE", 2):
+        with (
+            mock.patch.object(oldbase, "PIECE", 2),
+            mock.patch.object(live, "_registry", live.LiveItems()),
+        ):
             yield
     finally:
         logging.disable(level)

@@ -279,8 +279,7 @@ class KeyPass(Generic[ItemT]):
                     self._ready_keys.add(lease.key)
                 raise
             if not is_usable:
-                with self._changed:
-                    self._set_aside(lease.key, item, lease.lost_state)
+                self._take_in_lost(item, lease)
                 now_ns = self._clock.now_ns()
                 continue
             live = self._begin(item, lease)
@@ -294,6 +293,14 @@ class KeyPass(Generic[ItemT]):
                 self.wake()
             return live
         return None
+
+    def _take_in_lost(self, item: ItemT, lease: Lease) -> None:
+        """Set aside a key that was held ahead and lost to another; a free one is asked for."""
+        with self._changed:
+            if lease.lost_state in _BUSY_STATES or lease.lost_state == pb.KEY_STATE_DONE:
+                self._set_aside(lease.key, item, lease.lost_state)
+            else:
+                self._todo.put_back([lease.key], [item])
 
     def _is_usable(self, lease: Lease, now_ns: int) -> bool:
         """Tell whether a lease may be handed out; renew it first if it must be.

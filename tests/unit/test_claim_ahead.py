@@ -161,6 +161,17 @@ def test_lost_ahead_is_never_handed_out(
     assert [letters.next().item for _ in range(2)] == ["k02", "k04"]
 
 
+def test_reset_ahead_is_claimed_again(letters: Ahead, other: Other) -> None:
+    """A key that was reset while it was held ahead is nobody's: it is not left out."""
+    letters.next()
+    other.client.reset([b"k01"], other.client.lookup([b"k01"]).revision)
+    lease = letters.running._ready[0][1]
+    letters.running.session.keeper.renew_now([lease])
+    assert lease.is_lost
+    seen = [letters.next().item for _ in range(len(letters.held_ahead()) + 1)]
+    assert "k01" in seen
+
+
 def test_close_gives_back_at_once(letters: Ahead, other: Other) -> None:
     """What was held ahead is free once the loop is left."""
     letters.next()

@@ -41,7 +41,7 @@ from distlock_server.limits import MAX_MESSAGE_BYTES, MAX_QUEUED_REQUESTS, MAX_W
 from distlock_server.results import Results, names_value
 from distlock_server.service import LockTableService
 from distlock_server.space import Space
-from distlock_server.status import Activity
+from distlock_server.status import Activity, leave_out_gone_callers
 from distlock_server.table import Table
 from distlock_server.waits import Waits
 from distlock_server.wire import Streams, request_types
@@ -237,6 +237,7 @@ class Server:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
+        leave_out_gone_callers()
         self.table = table = Table(
             self._engine, self._clock, LoopNotify(self._loop, self._on_death)
         )

@@ -93,6 +93,28 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.INTERNAL, f"the server failed on this request: {error!r}"
 
 
+class GoneCallers(logging.Filter):
+    """Leaves out what gRPC logs, with a traceback, when it cannot tell a caller that has gone.
+
+    It happens in gRPC's own code, behind the methods: there is nobody to tell, and nothing wrong.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a record is about anything else."""
+        error = record.exc_info[1] if record.exc_info else None
+        return type(error).__name__ != "ExecuteBatchError"
+
+
+_GRPC_LOGGER: Final = "grpc._cython.cygrpc"
+
+
+def leave_out_gone_callers() -> None:
+    """Put the filter in, once."""
+    grpc_logger = logging.getLogger(_GRPC_LOGGER)
+    if not any(isinstance(one, GoneCallers) for one in grpc_logger.filters):
+        grpc_logger.addFilter(GoneCallers())
+
+
 @contextlib.contextmanager
 def telling() -> Iterator[None]:
     """Tell a caller something within this context.

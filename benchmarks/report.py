@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -187,6 +188,7 @@ def run(name: str, title: str, measure: Callable[[Report], None]) -> None:
     options = " ".join(["--quick"] * args.quick + args.parts)
     command = f"python benchmarks/{name}.py {options}".strip()
     report = Report(name, title, args.quick, args.results, command, args.parts)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # servers end with their `with`
     measure(report)
     report.show()
 

@@ -18,7 +18,7 @@ MIN_BLOCK_KEYS: Final = 100
 """Smaller requests are not worth remembering."""
 
 MAX_BLOCKS: Final = 100_000
-"""So many blocks are remembered, the last used ones: some 20 MB."""
+"""So many blocks are remembered, those that were found done last: some 20 MB."""
 
 
 def block_digest(keys: Sequence[bytes]) -> bytes:
@@ -40,6 +40,7 @@ class DoneBlocks:
     def add(self, digest: bytes, generation: int) -> None:
         """Remember a block whose keys were all done in this reset generation."""
         self._found[digest] = generation
+        self._found.move_to_end(digest)
         if len(self._found) > self._max_blocks:
             self._found.popitem(last=False)
 

@@ -19,6 +19,7 @@ from distlock_server.batch import Item, Items
 from distlock_server.calls import Calls
 from distlock_server.clock import Clock
 from distlock_server.codec import Kind
+from distlock_server.group import Group
 from distlock_server.limits import RequestError
 from distlock_server.messages import (
     Room,
@@ -201,13 +202,17 @@ class LockTableService(pb_grpc.LockTableServicer):
         """Read keys."""
         keys = limits.checked_keys(request.keys)
         blocks = limits.checked_blocks(request.blocks)
-        reply = pb.LookupReply(blocks=self._table.blocks_done(blocks) if blocks else b"")
         if blocks and not keys:
-            reply.revision = self._table.revision
-            return reply
+            known, revision = self._table.blocks_done(blocks)
+            return pb.LookupReply(blocks=known, revision=revision)
         wants_records = request.want_infos or request.want_results
-        run = partial(batch.lookup, keys=keys, wants_records=wants_records)
-        items, now_ns, reply.revision, is_all_done = await self._calls.run(keys, run)
+
+        def run(txn: Group) -> tuple[Items, bytes]:
+            found = batch.lookup(txn, keys, wants_records=wants_records)
+            return found, self._table.store.done_blocks.known(blocks, txn.generation)
+
+        (items, now_ns, revision, is_all_done), known = await self._calls.run(keys, run)
+        reply = pb.LookupReply(blocks=known, revision=revision)
         await _turn_of(keys)
         if is_all_done:
             reply.states = bytes((pb.KEY_STATE_DONE,)) * len(keys)

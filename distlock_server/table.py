@@ -94,9 +94,16 @@ class Table:
         """The reset generation that is on disk."""
         return self._store.counters.generation
 
-    def blocks_done(self, digests: Sequence[bytes]) -> bytes:
-        """Tell of blocks of keys whether all of each is known to be done: 1, else 0."""
-        return self._store.done_blocks.known(digests, self.generation)
+    def blocks_done(self, digests: Sequence[bytes]) -> tuple[bytes, int]:
+        """Tell of blocks of keys whether all of each is known to be done: 1, else 0.
+
+        Returns:
+            The answers, and the store revision that they rest on.
+        """
+        # Both numbers of one moment: the committer may put others in their place meanwhile.
+        counters = self._store.counters
+        known = self._store.done_blocks.known(digests, counters.generation)
+        return known, counters.revision
 
     @property
     def engine_kind(self) -> str:

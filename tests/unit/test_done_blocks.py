@@ -1,4 +1,4 @@
-"""Blocks that are known to be done: remembered for one reset generation, the last used ones."""
+"""Blocks that are known to be done: remembered for one reset generation, those found done last."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def test_another_generation_knows_nothing() -> None:
 
 
 def test_bounded() -> None:
-    """Beyond the bound the oldest is forgotten."""
+    """Beyond the bound that one is forgotten which was not found done for the longest time."""
     blocks = DoneBlocks(max_blocks=2)
-    for name in (b"a", b"b", b"c"):
+    for name in (b"a", b"b", b"a", b"c"):
         blocks.add(name * 16, 1)
-    assert blocks.known([b"a" * 16, b"b" * 16, b"c" * 16], 1) == b"\x00\x01\x01"
+    assert blocks.known([b"a" * 16, b"b" * 16, b"c" * 16], 1) == b"\x01\x00\x01"
 
 
 def test_a_digest_names_keys_and_order() -> None:

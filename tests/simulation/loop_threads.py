@@ -69,8 +69,11 @@ class SimSettler(Settler):
 
     def flush(self, timeout_s: float | None = None) -> int:
         """Wait for what is queued; nobody may be told that all is answered if it is not."""
-        self._is_bounded = timeout_s is not None
-        n_left = super().flush(timeout_s)
+        outer, self._is_bounded = self._is_bounded, timeout_s is not None
+        try:
+            n_left = super().flush(timeout_s)
+        finally:
+            self._is_bounded = outer  # a flush below on the stack, that this one interrupted
         if not n_left:
             self._worker.watch.check_queued("after a flush")
         return n_left
@@ -106,6 +109,7 @@ class SimSettler(Settler):
         if not self._is_bounded and (self.is_sending or not worker.schedule.can_nest()):
             raise MustWait
         worker.wait(lambda: not self._queue and not self._n_sending, timeout_s)
+        worker.maybe_interrupt()
 
 
 class SimAhead:
@@ -182,13 +186,18 @@ class SimAhead:
 
 
 class SimLoop(Loop[str]):
-    """The real loop, without threads and signals."""
+    """The real loop, without threads and signals.
+
+    Attributes:
+        n_told: So many items that are not acknowledged the caller was told of at its end.
+    """
 
     def __init__(
         self, worker: LoopWorker, begin: Callable[[], SimPass], seen: PassWatch, *, explicit: bool
     ) -> None:
         super().__init__(begin, _CONFIG, is_explicit=explicit)
         self.ahead: SimAhead | None = None
+        self.n_told = 0
         self._worker = worker
         self._seen = seen
 
@@ -223,6 +232,9 @@ class SimLoop(Loop[str]):
         self.ahead = SimAhead(self._worker, running, self._seen)
         self._ahead = self.ahead  # type: ignore[assignment]  # it stands where ClaimAhead does
         return running
+
+    def _tell_unacknowledged(self, n_items: int) -> None:
+        self.n_told = n_items
 
     def _warn_lost(self, live: LiveItem[Any], counts: Counts) -> None:
         """Say nothing."""

@@ -88,8 +88,7 @@ class SimTransport:
         )
         worker.check_alive()
         worker.sit_out_pause()
-        if worker.may_be_interrupted() and rng.random() < world.faults.interrupt:
-            raise KeyboardInterrupt
+        worker.maybe_interrupt()
         if outcome.error is not None:
             if outcome.error.code not in {"UNAVAILABLE", "ABORTED"}:
                 world.broken("I0", f"{method} was refused: {outcome.error}")

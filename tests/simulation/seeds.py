@@ -16,6 +16,7 @@ from unittest import mock
 from distlock_server import oldbase
 from run_once import live
 from tests.simulation.history import BrokenPromiseError, Restart
+from tests.simulation.loop_threads import MustWait
 from tests.simulation.observed import describe
 from tests.simulation.schedule import S
 from tests.simulation.world import World
@@ -41,7 +42,7 @@ class Tally:
     lost_replies: int = 0
     expiries: int = 0
     cpu_s: float = 0.0
-    violations: dict[int, Exception] = field(default_factory=dict)
+    violations: dict[int, BaseException] = field(default_factory=dict)
 
     def add(self, seed: int, world: World) -> None:
         """Count the world of a seed, which has ended."""
@@ -99,7 +100,7 @@ def run_seeds(seeds: Iterable[int], *, stop_at_first: bool = False) -> Tally:
             try:
                 with mock.patch.object(live, "_registry", live.LiveItems()):
                     world.run()
-            except Exception as error:  # noqa: BLE001 - a bug may break more than a promise
+            except (Exception, MustWait) as error:  # noqa: BLE001 - a bug may break more than a promise
                 tally.violations[seed] = error
             tally.add(seed, world)
             vars(world).clear()  # most of it is then freed at once, without a search for cycles

@@ -94,9 +94,11 @@ class Worker:
             self._run(self.session.give_back, "signal")
             self.kill()
 
-    def may_be_interrupted(self) -> bool:
-        """Tell whether it is the main thread that waits; signals reach no other."""
-        return self._threads[-1:] == ["main"]
+    def maybe_interrupt(self) -> None:
+        """Let Ctrl-C reach the main thread if that is what waits; signals reach no other."""
+        is_main = self._threads[-1:] == ["main"]
+        if is_main and self._rng.random() < self._world.faults.interrupt:
+            raise KeyboardInterrupt
 
     def pause(self, for_ns: int) -> None:
         """Stop the process, as SIGSTOP does."""

@@ -136,6 +136,7 @@ class KeyPass(Generic[ItemT]):
         first_lost: The first item whose lease was lost; None: none was.
         pace: How long bodies and requests take.
         wake: Called when keys should be claimed ahead.
+        n_unsent: Items that are done, and whose completion could not be sent.
     """
 
     def __init__(
@@ -149,6 +150,7 @@ class KeyPass(Generic[ItemT]):
         max_ahead = 0 if options.max_attempts else options.max_ahead
         self.pace = Pace(max_ahead=max_ahead, lease_ns=round(options.ttl_s * _NS_PER_S))
         self.wake: Callable[[], None] | None = None
+        self.n_unsent = 0
         self._source = source
         self._options = options
         self._clock = clock
@@ -222,6 +224,7 @@ class KeyPass(Generic[ItemT]):
                 counts.lost += 1
                 self.first_lost = self.first_lost or item
             elif outcome is None:
+                self.n_unsent += 1
                 self._error = self._error or item.error
 
     def close(self) -> list[Lease]:
@@ -230,14 +233,18 @@ class KeyPass(Generic[ItemT]):
         Returns:
             The leases that were held ahead and not started, to be given back.
         """
-        if self._options.is_explicit:
-            self._tell_started(self._clock.now_ns())
         with self._changed:
             self._is_closed = True
             left = [lease for _, lease in self._ready]
             self._ready.clear()
             self._ready_keys.clear()
             self._changed.notify_all()
+        try:
+            if self._options.is_explicit:
+                self._tell_started(self._clock.now_ns())
+        except BaseException:
+            self.session.keeper.drop_all(left)  # they run out
+            raise
         return left
 
     def after_fork(self, session: Session) -> None:

@@ -23,7 +23,7 @@ from run_once.process import THIS
 from run_once.progress import Progress
 from run_once.readahead import ADVICE, ReadAheadWatch
 from run_once.session import give_back_all
-from run_once.task import Session
+from run_once.task import AnyLease, Session
 from run_once.warn import warn_user
 
 ItemT = TypeVar("ItemT")
@@ -137,17 +137,30 @@ class Loop(Iterator[ItemT]):
             registry().remove(live)
         if self._pass is None:
             return
-        session, leases = self._pass.session, self._pass.close()
-        n_left = session.settler.flush(_CLOSE_TIMEOUT_S)
-        if n_left:
-            logger.warning(
-                "lock server %s did not acknowledge %d finished keys yet", session.address, n_left
-            )
+        session = self._pass.session
+        leases: list[AnyLease] = [*self._pass.close()]
         if live is not None and live.outcome is None:
-            session.release([live.lease, *leases])
-            live.mark_released()
-        else:
+            leases.insert(0, live.lease)
+        n_left = 0
+        try:
+            n_left = session.settler.flush(_CLOSE_TIMEOUT_S)
+        finally:  # an interrupted wait must not keep leases alive that nobody works under
+            n_left += self._pass.n_unsent
+            if n_left:
+                self._tell_unacknowledged(n_left)
             session.release(leases)
+            if live is not None:
+                live.mark_released()
+
+    def _tell_unacknowledged(self, n_items: int) -> None:
+        """Say that not all that is done was taken note of; who left the loop hears no error."""
+        assert self._pass is not None
+        logger.warning(
+            "lock server %s did not acknowledge %d finished keys; unless it still does, they are "
+            "done again",
+            self._pass.session.address,
+            n_items,
+        )
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):  # __init__ did not come far

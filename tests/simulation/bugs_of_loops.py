@@ -103,6 +103,17 @@ def unsent_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Settler, "_send", send)
 
 
+def unsent_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who leaves a loop hears nothing of completions that could not be sent."""
+    real = KeyPass.on_settled
+
+    def on_settled(self: Any, item: LiveItem[Any]) -> None:
+        real(self, item)
+        self.n_unsent = 0
+
+    monkeypatch.setattr(KeyPass, "on_settled", on_settled)
+
+
 def sent_out_of_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """What ended last is completed first."""
     real = Settler.step
@@ -190,6 +201,7 @@ BUGS = (
     done_when_claimed,
     fixed_time_not_fresh,
     unsent_forgotten,
+    unsent_not_told,
     sent_out_of_order,
     loss_counted_as_done,
     flush_does_not_wait,

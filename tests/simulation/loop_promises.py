@@ -214,6 +214,12 @@ class LoopPromises:
             return True
         return state == pb.KEY_STATE_BUSY and not seen.options.waits
 
+    def check_told(self, seen: PassWatch, n_told: int) -> None:
+        """Check that who leaves a loop is told of completions that could not be sent."""
+        n_unsent = sum(live.error is not None for live in seen.out.values())
+        if n_told < n_unsent:
+            self.broken("L3", f"{n_unsent} completions were not sent, {n_told} told: {seen}")
+
     def check_closed(self, seen: PassWatch) -> None:
         """Check that a loop that was left holds nothing, but for what outlives it."""
         held = seen.held_ahead()

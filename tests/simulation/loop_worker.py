@@ -307,7 +307,8 @@ class LoopWorker(Worker):
             self._next_ns = self._rng.choice(_RETRY_MS) * MS
             return
         loop.close()
+        assert self._seen is not None
+        self.watch.check_told(self._seen, loop.n_told)
         seen, self._seen, self._loop = self._seen, None, None
-        assert seen is not None
         if loop.ahead is None or not loop.ahead.is_running:
             self.watch.check_closed(seen)

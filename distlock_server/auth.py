@@ -32,6 +32,7 @@ _LEGACY: Final = "/distlock.LockManagerService/"
 
 ROLES: Final[dict[str, Role | None]] = {
     f"{_TABLE}Claim": Role.WORK,
+    f"{_TABLE}Frontier": Role.WORK,
     f"{_TABLE}Renew": Role.WORK,
     f"{_TABLE}Settle": Role.WORK,
     f"{_TABLE}Invalidate": Role.WORK,

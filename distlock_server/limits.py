@@ -23,6 +23,9 @@ BLOCK_DIGEST_BYTES: Final = 16
 MAX_BLOCKS_PER_REQUEST: Final = 1_000
 """Blocks of keys that one lookup asks about."""
 
+MAX_FRONTIER_BLOCKS: Final = 100
+"""Blocks of keys among which the frontier is asked for."""
+
 MAX_OWNER_BYTES: Final = 256
 """Length of an owner label, in UTF-8."""
 
@@ -174,14 +177,35 @@ def checked_blocks(blocks: Sequence[bytes]) -> list[bytes]:
     Raises:
         RequestError: There are too many, or one is none.
     """
-    if len(blocks) > MAX_BLOCKS_PER_REQUEST:
-        raise RequestError(
-            f"blocks: {len(blocks)} in one request, at most {MAX_BLOCKS_PER_REQUEST} are allowed"
-        )
-    for digest in blocks:
-        if len(digest) != BLOCK_DIGEST_BYTES:
-            raise RequestError(f"blocks: {len(digest)} bytes, a digest has {BLOCK_DIGEST_BYTES}")
+    _check_blocks(blocks, MAX_BLOCKS_PER_REQUEST, "blocks")
     return list(blocks)
+
+
+def check_frontier(digests: Sequence[bytes], numbers: Iterable[int]) -> None:
+    """Check a question for the frontier.
+
+    Args:
+        digests: The blocks'.
+        numbers: All places and numbers of keys in it.
+
+    Raises:
+        RequestError: There are too many blocks, a digest is none, or a number is too large.
+    """
+    _check_blocks(digests, MAX_FRONTIER_BLOCKS, "frontier")
+    if max(numbers) > MAX_KEYS_PER_REQUEST:
+        raise RequestError(
+            f"frontier: {max(numbers)} keys or places, at most {MAX_KEYS_PER_REQUEST} are allowed"
+        )
+
+
+def _check_blocks(digests: Sequence[bytes], limit: int, field: str) -> None:
+    if len(digests) > limit:
+        raise RequestError(
+            f"{field}: {len(digests)} blocks in one request, at most {limit} are allowed"
+        )
+    for digest in digests:
+        if len(digest) != BLOCK_DIGEST_BYTES:
+            raise RequestError(f"{field}: {len(digest)} bytes, a digest has {BLOCK_DIGEST_BYTES}")
 
 
 def check_range(start: bytes, end: bytes) -> None:

@@ -19,6 +19,7 @@ from distlock_server.batch import Item, Items
 from distlock_server.calls import Calls
 from distlock_server.clock import Clock
 from distlock_server.codec import Kind
+from distlock_server.frontiers import Block, Frontiers
 from distlock_server.group import Group
 from distlock_server.limits import RequestError
 from distlock_server.messages import (
@@ -98,6 +99,7 @@ class LockTableService(pb_grpc.LockTableServicer):
         self._executor = executor
         self._scanner = scanner
         self.activity = activity
+        self._frontiers = Frontiers(clock)
         self._started_ns = clock.now_ns()
 
     # -- leases -----------------------------------------------------------------------------------
@@ -109,6 +111,7 @@ class LockTableService(pb_grpc.LockTableServicer):
         limits.check_claim_id(request.claim_id)
         limits.check_ttl(request.ttl_ns)
         limits.check_text(request.owner, limits.MAX_OWNER_BYTES, "owner")
+        following = self._next_slice(request.frontier) if request.HasField("frontier") else None
         command = state.Claim(
             claim_id=request.claim_id,
             ttl_ns=request.ttl_ns,
@@ -125,7 +128,23 @@ class LockTableService(pb_grpc.LockTableServicer):
         )
         answers = await self._calls.run(keys, run)
         await _turn_of(keys)
-        return claim_reply(answers, want_results=request.want_results)
+        reply = claim_reply(answers, want_results=request.want_results)
+        if following is not None:
+            reply.next.CopyFrom(following)
+        return reply
+
+    @guarded
+    async def Frontier(self, request: pb.FrontierRequest) -> pb.Slice:
+        """Tell from where to ask next."""
+        return self._next_slice(request)
+
+    def _next_slice(self, request: pb.FrontierRequest) -> pb.Slice:
+        """Check a question for the frontier, and answer it."""
+        blocks = [Block(block.digest, block.n_keys) for block in request.blocks]
+        numbers = (request.place, request.n_keys, *(block.n_keys for block in blocks))
+        limits.check_frontier([block.digest for block in blocks], numbers)
+        found = self._frontiers.next_slice(blocks, request.place, request.n_keys)
+        return pb.Slice(block=found.block, place=found.place, n_keys=found.n_keys)
 
     @guarded
     async def Renew(self, request: pb.RenewRequest) -> pb.RenewReply:

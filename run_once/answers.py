@@ -38,12 +38,21 @@ class Grant(NamedTuple):
 
 
 class ClaimAnswer(NamedTuple):
-    """One state byte per key (`KeyState`), the grants, and results of done keys if asked for."""
+    """What a claim was answered.
+
+    Attributes:
+        states: One state byte per key (`KeyState`).
+        grants: What was granted.
+        results: Those of done keys, if asked for.
+        revision: The store revision.
+        following: From where to ask next, if asked for and known.
+    """
 
     states: bytes
     grants: list[Grant]
     results: dict[bytes, pb.Result]
     revision: int
+    following: pb.Slice | None = None
 
 
 class RenewAnswer(NamedTuple):
@@ -176,6 +185,19 @@ def read_claim(request: pb.ClaimRequest, reply: pb.ClaimReply, sent_ns: int) -> 
     ]
     results = read_results(request.keys, reply) if request.want_results else {}
     return ClaimAnswer(states, grants, results, reply.revision)
+
+
+def read_slice(frontier: pb.FrontierRequest, told: pb.Slice) -> pb.Slice:
+    """Read from where to ask next.
+
+    Raises:
+        ServerError: There are no such keys in the blocks that were asked about.
+    """
+    n_keys = [block.n_keys for block in frontier.blocks]
+    is_behind = told.block == len(n_keys)
+    is_there = told.block < len(n_keys) and 0 < told.n_keys <= n_keys[told.block] - told.place
+    check(is_behind or is_there, "Frontier")
+    return told
 
 
 def read_results(

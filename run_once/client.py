@@ -32,6 +32,7 @@ from run_once.answers import (
     read_claim,
     read_renewals,
     read_results,
+    read_slice,
     settle_request,
     to_ns,
     with_lost,
@@ -129,6 +130,7 @@ class LockClient:
         max_attempts: int = 0,
         ahead: bool = False,
         want_results: bool = False,
+        frontier: pb.FrontierRequest | None = None,
     ) -> ClaimAnswer:
         """Ask for leases.
 
@@ -140,6 +142,7 @@ class LockClient:
             max_attempts: Do not grant a key that was attempted so often; 0: no limit.
             ahead: The holder will not start at once.
             want_results: Ask for the results of done keys.
+            frontier: Ask as well from where to ask next; with keys of one request only.
 
         Returns:
             States in the order of the keys, and the grants among them.
@@ -149,6 +152,7 @@ class LockClient:
         grants: list[Grant] = []
         results: dict[bytes, pb.Result] = {}
         revision = 0
+        following: pb.Slice | None = None
         for part in self._parts(keys):
             if 0 < max_grants <= len(grants):
                 answer = self._look_instead(part, want_results=want_results)
@@ -162,14 +166,31 @@ class LockClient:
                     max_attempts=max_attempts,
                     ahead=ahead,
                     want_results=want_results,
+                    frontier=frontier,
                 )
                 reply, sent_ns = self._caller.call("Claim", request, pb.ClaimReply)
                 answer = read_claim(request, reply, sent_ns)
+                if frontier is not None and reply.HasField("next"):
+                    following = read_slice(frontier, reply.next)
             states += answer.states
             grants += answer.grants
             results |= answer.results
             revision = answer.revision
-        return ClaimAnswer(bytes(states), grants, results, revision)
+        return ClaimAnswer(bytes(states), grants, results, revision, following)
+
+    def next_slice(self, frontier: pb.FrontierRequest) -> pb.Slice | None:
+        """Ask from where to ask next.
+
+        Returns:
+            The keys to ask for; None: this server does not know.
+        """
+        try:
+            told, _ = self._caller.call("Frontier", frontier, pb.Slice, not_again=_UNKNOWN)
+            return read_slice(frontier, told)
+        except ServerError as error:
+            if error.code in _UNKNOWN:
+                return None
+            raise
 
     def renew(
         self,
@@ -426,6 +447,7 @@ class LockClient:
 
 
 _FORKED: Final = frozenset({FORKED})
+_UNKNOWN: Final = frozenset({"UNIMPLEMENTED"})
 _BUSY_STATES: Final = (pb.KEY_STATE_BUSY, pb.KEY_STATE_BUSY_AHEAD)
 _FILTERS: Final = {
     "all": pb.LIST_FILTER_ALL,

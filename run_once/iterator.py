@@ -13,13 +13,14 @@ from typing import Any, Final, Generic, Literal, TypeVar
 from run_once.clock import SystemClock
 from run_once.config import Config, load_config
 from run_once.errors import ConfigError, KeyTypeError, LeaseLostError, RunOnceError
-from run_once.key_pass import Counts, KeyPass, PassOptions
+from run_once.key_pass import KeyPass
 from run_once.key_source import KeySource, key_maker
 from run_once.keys import check_version
 from run_once.live import LiveItem, Outcome, describe, registry, show
 from run_once.loop import Loop
 from run_once.options import MAX_DURATION_S
 from run_once.pace import MAX_AHEAD_KEYS
+from run_once.pass_options import Counts, PassOptions
 from run_once.task import Session
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,7 @@ class DistributedIterator(Generic[ItemT]):
                 "key=lambda item: item.name"
             )
         self._make_keys = key_maker(key, version, self._config.namespace)
+        self._has_quick_keys = key is None
         self._claims: Loop[ItemT] | None = None
 
     def __iter__(self) -> Loop[ItemT]:
@@ -181,7 +183,13 @@ class DistributedIterator(Generic[ItemT]):
             max_ahead=self._prefetch,
         )
         order = random.Random(self._random_seed) if self._shuffles else None  # noqa: S311
-        source = KeySource(self._keys, self._make_keys, clock=clock, shuffle=order)
+        source = KeySource(
+            self._keys,
+            self._make_keys,
+            clock=clock,
+            shuffle=order,
+            has_quick_keys=self._has_quick_keys,
+        )
         made = KeyPass(source, Session.get(config), options, clock)
         self.counts = made.counts
         return made

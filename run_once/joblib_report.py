@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from run_once.joblib_outcomes import Failed, Failure, Settled, Skipped, Value, readable
 
 if TYPE_CHECKING:
-    from run_once.key_pass import Counts
+    from run_once.pass_options import Counts
     from run_once.task import Session
 
 logger = logging.getLogger("run_once")
@@ -164,7 +164,7 @@ class RunningCalls:
     @property
     def counts(self) -> Counts:
         """What became of the calls so far, in a loop's words."""
-        from run_once.key_pass import Counts  # noqa: PLC0415 - loads protobuf
+        from run_once.pass_options import Counts  # noqa: PLC0415 - loads protobuf
 
         report = self._tally.report()
         computed = report.computed + report.taken_over

@@ -1,9 +1,7 @@
-"""One pass over the keys: which to ask for next, which to hold ahead, which to come back to.
+"""One pass over the keys: hands out one claimed item after the other, and holds some ahead.
 
-Keys are asked for in the given order. While bodies are short, several are claimed at a time and
-held ahead, as many as `Pace` says; while nothing but done keys is found, requests grow, so that a
-long finished stretch costs few of them. Keys that others hold only ahead are come back to; with
-`wait` so is everything that others hold.
+While bodies are short, several keys are claimed at a time and held ahead, as many as `Pace` says.
+Which keys are asked for, in which order, is for `Asker` to say.
 
 Two threads meet here: whoever asks for items (`claim_next`, one at a time), and the one that claims
 ahead (`step_ahead`; see `ahead.py`). Only the first reads the caller's iterable.
@@ -15,41 +13,22 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Final, Generic, TypeVar
 
 from distlock_proto import lock_table_pb2 as pb
+from run_once.asker import BUSY_STATES, MAX_REMEMBERED_KEYS, Asker
 from run_once.clock import Clock
 from run_once.errors import RunOnceError, ServerUnavailableError
-from run_once.key_source import BLOCK_KEYS, KeySource, Todo
+from run_once.key_source import KeySource
 from run_once.lease import Lease
 from run_once.live import LiveItem, Outcome, registry
 from run_once.pace import MAX_AHEAD_KEYS, Pace
-from run_once.task import Claimed, Session
+from run_once.pass_options import Counts, PassOptions
+from run_once.task import Session
 
 logger = logging.getLogger(__name__)
 
 ItemT = TypeVar("ItemT")
-
-MAX_CHUNK_KEYS: Final = BLOCK_KEYS
-"""A request has so many keys at most."""
-
-GROWTH: Final = 4
-"""By how much the next request is larger after one that found nothing to do."""
-
-MAX_REMEMBERED_KEYS: Final = 100_000
-"""So many keys that this pass failed, or handed out and did not settle, are remembered."""
-
-WAIT_S: Final = 10.0
-AHEAD_WAIT_S: Final = 2.0
-"""Length of one long poll; that for keys held ahead is shorter, since a start ends no poll."""
-
-_READ_BLOCKS: Final = 16
-"""While only done keys are found, so many requests' worth is read ahead."""
-
-_READ_AHEAD: Final = 8
-"""While keys are held ahead, so many requests' worth is read at once."""
 
 _FRESH_SHARE: Final = 0.91
 """What a lease of a fixed time has left at least when it is handed out, less the margin: 95 %."""
@@ -69,61 +48,7 @@ _LOOK_S: Final = 0.1
 _NO_TIME_S: Final = 1e-9
 """A renewal that lets no lease run longer."""
 
-_BUSY_STATES: Final = (pb.KEY_STATE_BUSY, pb.KEY_STATE_BUSY_AHEAD)
 _NS_PER_S: Final = 1_000_000_000
-
-
-@dataclass
-class Counts:
-    """What became of the keys of one pass, as far as it has come.
-
-    Attributes:
-        handed_out: Items given to the caller.
-        completed: Done here, and acknowledged.
-        found_done: Found done: by others, or in an earlier run.
-        busy: Left to others that hold them.
-        failed: Failed here.
-        lost: Leases lost; the work under them was not accepted.
-        exhausted: Left alone, since they were attempted as often as max_attempts allows.
-    """
-
-    handed_out: int = 0
-    completed: int = 0
-    found_done: int = 0
-    busy: int = 0
-    failed: int = 0
-    lost: int = 0
-    exhausted: int = 0
-
-    @property
-    def known_done(self) -> int:
-        """Keys that are done, by whomever, as this pass knows."""
-        return self.completed + self.found_done
-
-
-@dataclass(frozen=True)
-class PassOptions:
-    """How a pass claims.
-
-    Attributes:
-        ttl_s: Length of a lease.
-        is_kept: Keep leases alive.
-        is_for_good: Complete each key before it is handed out.
-        is_explicit: Items outlive the pass.
-        chunksize: Keys in one request at first.
-        waits: Come back to all that others hold.
-        max_attempts: Leave keys alone that were attempted so often; 0: no limit.
-        max_ahead: Hold so many keys ahead at most.
-    """
-
-    ttl_s: float
-    is_kept: bool
-    is_for_good: bool
-    is_explicit: bool
-    chunksize: int
-    waits: bool
-    max_attempts: int
-    max_ahead: int
 
 
 class KeyPass(Generic[ItemT]):
@@ -132,7 +57,6 @@ class KeyPass(Generic[ItemT]):
     Attributes:
         counts: What became of the keys so far.
         session: The connection.
-        first_busy: The first key that was left to others; None: none was.
         first_lost: The first item whose lease was lost; None: none was.
         pace: How long bodies and requests take.
         wake: Called when keys should be claimed ahead.
@@ -144,7 +68,6 @@ class KeyPass(Generic[ItemT]):
     ) -> None:
         self.counts = Counts()
         self.session = session
-        self.first_busy: bytes | None = None
         self.first_lost: LiveItem[ItemT] | None = None
         # A key that kills its worker must count as attempted: with a limit nothing is held ahead.
         max_ahead = 0 if options.max_attempts else options.max_ahead
@@ -154,18 +77,22 @@ class KeyPass(Generic[ItemT]):
         self._source = source
         self._options = options
         self._clock = clock
-        self._size = options.chunksize
-        self._is_skipping = False
-        self._failed: dict[bytes, None] = {}
         self._settled: deque[LiveItem[ItemT]] = deque()
         self._out: dict[bytes, LiveItem[ItemT]] = {}
-        self._revisit_ns = clock.now_ns() + round(options.ttl_s * _NS_PER_S)
         # Guarded by _changed.
         self._changed = threading.Condition(threading.Lock())
-        self._todo: Todo[ItemT] = Todo()
+        self._asker = Asker(
+            source,
+            session,
+            options,
+            clock=clock,
+            pace=self.pace,
+            counts=self.counts,
+            changed=self._changed,
+            is_own=self._is_own,
+        )
         self._ready: deque[tuple[ItemT, Lease]] = deque()
         self._ready_keys: set[bytes] = set()
-        self._pending: dict[bytes, ItemT] = {}
         self._is_asking = False
         self._is_closed = False
         self._error: Exception | None = None
@@ -178,6 +105,11 @@ class KeyPass(Generic[ItemT]):
     def total(self) -> int | None:
         """Number of keys, where the iterable knows it; else None."""
         return self._source.total
+
+    @property
+    def first_busy(self) -> bytes | None:
+        """The first key that was left to others; None: none was."""
+        return self._asker.first_busy
 
     # -- for whoever asks for items ---------------------------------------------------------------
 
@@ -203,7 +135,7 @@ class KeyPass(Generic[ItemT]):
             if found is not None:
                 return found
             self._raise_error()
-            self._revisit()
+            self._asker.revisit()
             if not self._read() and not self._ask_or_await() and not self._come_back():
                 return None
             now_ns = self._clock.now_ns()
@@ -251,6 +183,7 @@ class KeyPass(Generic[ItemT]):
         """Go on in a forked child, without what the parent holds."""
         self.session = session
         self._changed = threading.Condition(threading.Lock())
+        self._asker.after_fork(session, self._changed)
         self.wake = None
         self._is_asking = False
         self._settled.clear()
@@ -265,12 +198,14 @@ class KeyPass(Generic[ItemT]):
             if self._out.get(item.key) is item:
                 del self._out[item.key]
             if item.outcome is Outcome.FAILED:
-                self._failed[item.key] = None
-                if len(self._failed) > MAX_REMEMBERED_KEYS:
-                    del self._failed[next(iter(self._failed))]
+                self._asker.forget(item.key)
             elif item.outcome is Outcome.LOST:
                 with self._changed:
-                    self._set_aside(item.key, item.item, item.present_state)
+                    self._asker.set_aside(item.key, item.item, item.present_state)
+
+    def _is_own(self, key: bytes) -> bool:
+        """Tell whether a key is handed out or held ahead here."""
+        return key in self._out or key in self._ready_keys
 
     def _take_ready(self, now_ns: int) -> LiveItem[ItemT] | None:
         """Hand out the first of the keys that are held ahead; None: there is none."""
@@ -294,20 +229,21 @@ class KeyPass(Generic[ItemT]):
                 now_ns = self._clock.now_ns()
                 continue
             self._out_ns = now_ns
-            if len(self._todo) < self._size and self._source.is_quick:
-                self._read()  # another iterable may block, and the item with it
-            if len(self._ready) <= self._low_water and self.wake is not None:
-                self.wake()
+            if len(self._ready) <= self._low_water:
+                if self._source.is_quick:
+                    self._read()  # another iterable may block, and the item with it
+                if self.wake is not None:
+                    self.wake()
             return live
         return None
 
     def _take_in_lost(self, item: ItemT, lease: Lease) -> None:
         """Set aside a key that was held ahead and lost to another; a free one is asked for."""
         with self._changed:
-            if lease.lost_state in _BUSY_STATES or lease.lost_state == pb.KEY_STATE_DONE:
-                self._set_aside(lease.key, item, lease.lost_state)
+            if lease.lost_state in BUSY_STATES or lease.lost_state == pb.KEY_STATE_DONE:
+                self._asker.set_aside(lease.key, item, lease.lost_state)
             else:
-                self._todo.put_back([lease.key], [item])
+                self._asker.put_back([lease.key], [item])
 
     def _is_usable(self, lease: Lease, now_ns: int) -> bool:
         """Tell whether a lease may be handed out; renew it first if it must be.
@@ -351,26 +287,11 @@ class KeyPass(Generic[ItemT]):
 
     def _read(self) -> bool:
         """Read on in the caller's iterable if too little is left to ask for."""
-        source = self._source
-        if source.is_exhausted:
+        if not self._asker.read():
             return False
-        n_missing = self._n_to_read() - len(self._todo)
-        if n_missing <= 0 or (source.is_slow and self._todo):
-            return False
-        chunk = source.read(n_missing, 0 if self._todo else self._options.chunksize)
-        with self._changed:
-            self._todo.append(chunk)
-        if self._is_skipping and self.wake is not None:
+        if self._asker.is_skipping and self.wake is not None:
             self.wake()
         return True
-
-    def _n_to_read(self) -> int:
-        """Say how many keys should be at hand to ask for."""
-        if self._is_skipping:
-            return _READ_BLOCKS * MAX_CHUNK_KEYS
-        if not self.pace.is_short or (self._options.chunksize == 1 and not self._source.is_quick):
-            return self._size
-        return _READ_AHEAD * self._size
 
     def _ask_or_await(self) -> bool:
         """Ask for keys, or await those that are being asked for; False: there are none."""
@@ -380,7 +301,7 @@ class KeyPass(Generic[ItemT]):
             if self._is_asking:
                 self._await_answer()
                 return True
-            if not self._todo:
+            if not self._asker.n_todo:
                 return False
         self._ask(1 + self._want())
         if self.wake is not None and len(self._ready) > 1:
@@ -420,18 +341,6 @@ class KeyPass(Generic[ItemT]):
             registry().remove(live)
         return is_accepted
 
-    def _revisit(self) -> None:
-        """Now and then ask again for what was set aside, though the iterable goes on."""
-        if not self._pending or self._source.is_exhausted:
-            return
-        now_ns = self._clock.now_ns()
-        if now_ns < self._revisit_ns:
-            return
-        self._revisit_ns = now_ns + round(self._options.ttl_s * _NS_PER_S)
-        with self._changed:
-            self._todo.put_back(list(self._pending), list(self._pending.values()))
-            self._pending = {}
-
     def _come_back(self) -> bool:
         """Find what is left when all keys were asked for; False: nothing is."""
         # What turns out to be lost may have to be done again, and nobody waits while others wait
@@ -439,29 +348,11 @@ class KeyPass(Generic[ItemT]):
         self.session.settler.flush()
         if self._settled or self._error is not None:
             return True
-        if self._pending:
-            self._wait()
+        if self._asker.come_back():
             return True
         if self._source.error is not None:
             raise self._source.error
         return False
-
-    def _wait(self) -> None:
-        """Wait until something that was set aside is free or done."""
-        keys = list(islice(self._pending, MAX_CHUNK_KEYS))
-        timeout_s = WAIT_S if self._options.waits else AHEAD_WAIT_S
-        states = self.session.client.wait(keys, timeout_s)
-        with self._changed:
-            free: dict[bytes, ItemT] = {}
-            for key, state in zip(keys, states, strict=True):
-                item = self._pending.pop(key)
-                if state in _BUSY_STATES:
-                    self._set_aside(key, item, state)  # at the end, so that all get their turn
-                elif state == pb.KEY_STATE_DONE:
-                    self.counts.found_done += 1
-                else:
-                    free[key] = item
-            self._todo.put_back(list(free), list(free.values()))
 
     # -- asking the server ------------------------------------------------------------------------
 
@@ -478,7 +369,7 @@ class KeyPass(Generic[ItemT]):
                 return _LOOK_S
             want, n_ready = self._want(), len(self._ready)
             overdue = self._take_overdue()
-            is_due = n_ready * 2 <= want and self._todo and self._error is None
+            is_due = n_ready * 2 <= want and self._asker.n_todo and self._error is None
         self._tell_started(self._clock.now_ns() - _TELL_NS)
         if overdue:
             self.session.release(overdue)
@@ -510,16 +401,14 @@ class KeyPass(Generic[ItemT]):
 
     def _may_skip(self) -> bool:
         """Tell whether to ask on though nothing is wanted ahead: only done keys were found."""
-        is_well = self._error is None and self._is_skipping
-        return is_well and not self._ready and len(self._todo) >= MAX_CHUNK_KEYS
+        return self._error is None and not self._ready and self._asker.may_skip
 
     def _want(self) -> int:
         """Say how many keys should be held ahead."""
         elapsed_ns = 0 if self._out_ns is None else self._clock.now_ns() - self._out_ns
         if self._is_held_off:
             return 0
-        n_left = len(self._todo) if self._source.is_exhausted else None
-        return self.pace.wanted(elapsed_ns=elapsed_ns, n_left=n_left)
+        return self.pace.wanted(elapsed_ns=elapsed_ns, n_left=self._asker.n_left)
 
     def _take_overdue(self) -> list[Lease]:
         """Take back what is held ahead if the present body takes much longer than expected."""
@@ -530,7 +419,7 @@ class KeyPass(Generic[ItemT]):
             return []
         keys = [lease.key for _, lease in self._ready]
         leases = [lease for _, lease in self._ready]
-        self._todo.put_back(keys, [item for item, _ in self._ready])
+        self._asker.put_back(keys, [item for item, _ in self._ready])
         self._ready.clear()
         self._ready_keys.clear()
         self._is_held_off = True
@@ -559,138 +448,22 @@ class KeyPass(Generic[ItemT]):
                 return
             self._is_asking = True
         try:
-            if not self._is_skipping or not self._skip_blocks():
-                self._claim(max_grants)
+            self._claim(max_grants)
         finally:
             with self._changed:
                 self._is_asking = False
                 self._changed.notify_all()
 
-    def _skip_blocks(self) -> bool:
-        """Pass over whole blocks that the server knows to be done; tell whether there were any."""
-        with self._changed:
-            blocks = self._todo.blocks(_READ_BLOCKS)
-        if not blocks:
-            return False
-        known = self.session.client.blocks_done([block.digest for block in blocks])
-        with self._changed:
-            for block, is_done in zip(blocks, known, strict=True):
-                block.is_block = False  # not asked about again
-                if is_done:
-                    self._todo.drop(block)
-                    self.counts.found_done += len(block)
-        return any(known)
-
     def _claim(self, max_grants: int) -> None:
+        granted = self._asker.ask(max_grants, self._want(), is_ahead=self._out_ns is not None)
         with self._changed:
-            keys, items = self._take_todo(max_grants)
-        if not keys:
-            return
-        # Held ahead until it is handed out, unless it is handed out at once.
-        is_ahead = max_grants > 1 or self._out_ns is not None
-        began_ns = self._clock.now_ns()
-        claimed: Claimed | None = None
-        try:
-            claimed = self.session.claim(
-                keys,
-                ttl_s=self._options.ttl_s,
-                keep_alive=self._options.is_kept or is_ahead or self._options.is_for_good,
-                max_grants=max_grants,
-                max_attempts=self._options.max_attempts,
-                ahead=is_ahead,
-            )
-        finally:
-            if claimed is None:
-                with self._changed:
-                    self._todo.put_back(keys, items)
-        if claimed.leases:  # else it looked at keys that were done, perhaps at very many
-            self.pace.note_request(self._clock.now_ns() - began_ns)
-        with self._changed:
-            self._sort(keys, items, claimed)
-            self._resize(claimed, len(keys), max_grants)
+            self._ready.extend(zip(granted.items, granted.leases, strict=True))
+            self._ready_keys.update(lease.key for lease in granted.leases)
             self._low_water = self._want() // 2
             if self.pace.body_ns is not None and self.pace.body_ns > _LONG_ENOUGH_NS:
                 self._low_water = MAX_AHEAD_KEYS  # the thread keeps the time of each body
-            is_closed = self._is_closed
-        if is_closed:
-            self.session.release(claimed.leases)
-
-    def _take_todo(self, max_grants: int) -> tuple[list[bytes], list[ItemT]]:
-        """Take the keys of the next request, but for those that this pass failed."""
-        keys, items = self._todo.take(max(self._size, min(max_grants, MAX_CHUNK_KEYS)))
-        if self._failed and not self._failed.keys().isdisjoint(keys):
-            left = [
-                (key, item)
-                for key, item in zip(keys, items, strict=True)
-                if key not in self._failed
-            ]
-            keys, items = [key for key, _ in left], [item for _, item in left]
-        return keys, items
-
-    def _sort(self, keys: list[bytes], items: list[ItemT], claimed: Claimed) -> None:
-        """Take in what the answer says of each key.
-
-        Behind the last granted key only what stays as it is counts: the rest is asked for again
-        when its turn comes. Before it there may be free keys, too: they were not when the claim
-        came first, and its repetition got the same grants.
-        """
-        states, n_keys = claimed.states, len(keys)
-        n_done = states.count(pb.KEY_STATE_DONE)
-        self.counts.found_done += n_done
-        if n_done == n_keys:
-            return
-        if len(claimed.leases) == n_keys:
-            self._hold(zip(items, claimed.leases, strict=True))
-            return
-        last = states.rfind(pb.KEY_STATE_GRANTED)
-        leases = iter(claimed.leases)
-        granted: list[tuple[ItemT, Lease]] = []
-        back_keys: list[bytes] = []
-        back_items: list[ItemT] = []
-        for place, (key, item, state) in enumerate(zip(keys, items, states, strict=True)):
-            if state == pb.KEY_STATE_GRANTED:
-                granted.append((item, next(leases)))
-            elif state == pb.KEY_STATE_EXHAUSTED:
-                self.counts.exhausted += 1
-            elif state == pb.KEY_STATE_DONE:
-                pass
-            elif state != pb.KEY_STATE_NOT_ASKED and (place < last or last < 0):
-                self._set_aside(key, item, state)
-            else:
-                back_keys.append(key)
-                back_items.append(item)
-        self._todo.put_back(back_keys, back_items)
-        self._hold(granted)
-
-    def _hold(self, granted: Any) -> None:
-        """Hold granted keys until they are handed out."""
-        before = len(self._ready)
-        self._ready.extend(granted)
-        self._ready_keys.update(lease.key for _, lease in islice(self._ready, before, None))
-
-    def _resize(self, claimed: Claimed, n_keys: int, max_grants: int) -> None:
-        """Choose the size of the next request by how many keys of this one were granted."""
-        n_granted = len(claimed.leases)
-        if n_granted < max_grants and n_granted < n_keys:
-            self._size = min(max(self._size, n_keys) * GROWTH, MAX_CHUNK_KEYS)
-        else:
-            n_seen = claimed.states.rfind(pb.KEY_STATE_GRANTED) + 1
-            spread = n_seen / max(n_granted, 1)
-            if spread > 1:
-                spread *= 1.25
-            n_next = round(max(self._want(), max_grants) * spread)
-            self._size = min(max(n_next, self._options.chunksize), MAX_CHUNK_KEYS)
-        is_all_done = claimed.states.count(pb.KEY_STATE_DONE) == n_keys
-        self._is_skipping = is_all_done and self._size == MAX_CHUNK_KEYS
-
-    def _set_aside(self, key: bytes, item: ItemT, state: int) -> None:
-        """Decide whether to come back to a key that somebody else has or had."""
-        if state == pb.KEY_STATE_DONE:
-            self.counts.found_done += 1
-        elif key in self._out or key in self._ready_keys:
-            pass  # the caller's iterable names it twice, and the first is being worked on
-        elif self._options.waits or state == pb.KEY_STATE_BUSY_AHEAD:
-            self._pending[key] = item
-        else:
-            self.counts.busy += 1
-            self.first_busy = self.first_busy or key
+            if not self._is_closed:
+                return
+            self._ready.clear()
+            self._ready_keys.clear()
+        self.session.release(granted.leases)

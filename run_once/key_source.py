@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, Generic, TypeVar
@@ -12,6 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 from run_once.clock import Clock
 from run_once.errors import KeyTypeError
 from run_once.keys import stored_key, stored_keys
+from run_once.todo import Chunk, without_repeated
 
 ItemT = TypeVar("ItemT")
 
@@ -21,98 +20,11 @@ SLOW_READ_NS: Final = 50_000_000
 BLOCK_KEYS: Final = 5_000
 """Chunks end where the place in the iterable is a multiple of this: a later run reads the same."""
 
-DIGEST_BYTES: Final = 16
+MIN_BLOCK_KEYS: Final = 100
+"""The last block of a list is one only if it has so many keys."""
 
 _QUICK_TYPES: Final = (list, tuple, range, dict, set, frozenset)
 """Iterables that are never slow: the clock need not be asked for each item."""
-
-
-class Chunk(Generic[ItemT]):
-    """Some items that follow each other, with their stored keys.
-
-    Attributes:
-        keys: Stored keys, each once.
-        items: The caller's objects, in the same order.
-        is_block: All of a block: from one multiple of `BLOCK_KEYS` to the next.
-    """
-
-    __slots__ = ("_at", "is_block", "items", "keys")
-
-    def __init__(self, keys: list[bytes], items: list[ItemT], *, is_block: bool = False) -> None:
-        self.keys = keys
-        self.items = items
-        self.is_block = is_block
-        self._at = 0
-
-    def __len__(self) -> int:
-        return len(self.keys) - self._at
-
-    @property
-    def digest(self) -> bytes:
-        """The digest of its keys, by which the server knows the block (see the wire's contract)."""
-        return hashlib.blake2b(b"\xff".join(self.keys), digest_size=DIGEST_BYTES).digest()
-
-    def take(self, size: int) -> tuple[list[bytes], list[ItemT]]:
-        """Take from the front."""
-        begin, self._at = self._at, min(self._at + size, len(self.keys))
-        if begin == 0 and not self:
-            return self.keys, self.items
-        self.is_block = False
-        return self.keys[begin : self._at], self.items[begin : self._at]
-
-
-class Todo(Generic[ItemT]):
-    """The chunks that were read and not asked for yet, in order."""
-
-    def __init__(self) -> None:
-        self._chunks: deque[Chunk[ItemT]] = deque()
-        self._n_keys = 0
-
-    def __len__(self) -> int:
-        return self._n_keys
-
-    def append(self, chunk: Chunk[ItemT]) -> None:
-        """Put a chunk to the end."""
-        if chunk:
-            self._chunks.append(chunk)
-            self._n_keys += len(chunk)
-
-    def put_back(self, keys: list[bytes], items: list[ItemT]) -> None:
-        """Put keys to the front."""
-        if keys:
-            self._chunks.appendleft(Chunk(keys, items))
-            self._n_keys += len(keys)
-
-    def blocks(self, limit: int) -> list[Chunk[ItemT]]:
-        """Give the whole blocks at the front."""
-        found: list[Chunk[ItemT]] = []
-        for chunk in self._chunks:
-            if not chunk.is_block or len(found) == limit:
-                break
-            found.append(chunk)
-        return found
-
-    def drop(self, chunk: Chunk[ItemT]) -> None:
-        """Take a chunk out."""
-        self._chunks.remove(chunk)
-        self._n_keys -= len(chunk)
-
-    def take(self, size: int) -> tuple[list[bytes], list[ItemT]]:
-        """Take so many keys from the front, each once; a repetition is left out."""
-        keys: list[bytes] = []
-        items: list[ItemT] = []
-        n_parts = 0
-        while self._chunks and len(keys) < size:
-            chunk = self._chunks[0]
-            more_keys, more_items = chunk.take(size - len(keys))
-            if not chunk:
-                self._chunks.popleft()
-            self._n_keys -= len(more_keys)
-            keys, items = (
-                (keys + more_keys, items + more_items) if keys else (more_keys, more_items)
-            )
-            n_parts += 1
-        return without_repeated(keys, items) if n_parts > 1 else (keys, items)
 
 
 class KeySource(Generic[ItemT]):
@@ -122,7 +34,9 @@ class KeySource(Generic[ItemT]):
         total: Number of items, where the iterable knows it; else None.
         is_exhausted: The iterable has ended, or raised, or gave an item without a usable key.
         is_quick: It never blocks: a list or the like.
+        block_keys: Length of a block.
         is_slow: The last read was cut short, as the iterable took its time.
+        is_cheap: Reading a whole block costs next to nothing: it is quick, and its items are keys.
         error: What was raised, for when what came before is handed out; None: nothing.
     """
 
@@ -133,6 +47,9 @@ class KeySource(Generic[ItemT]):
         *,
         clock: Clock,
         shuffle: random.Random | None = None,
+        has_quick_keys: bool = True,
+        block_keys: int = BLOCK_KEYS,
+        min_block_keys: int = MIN_BLOCK_KEYS,
     ) -> None:
         """Begin to read.
 
@@ -141,6 +58,9 @@ class KeySource(Generic[ItemT]):
             make_keys: Gives items' stored keys.
             clock: Tells when reading is slow.
             shuffle: Puts the items, all read into memory, in random order; None: as they come.
+            has_quick_keys: `make_keys` costs next to nothing.
+            block_keys: Length of a block.
+            min_block_keys: The last block may be so short.
         """
         if shuffle is not None:
             items = list(items)
@@ -150,6 +70,9 @@ class KeySource(Generic[ItemT]):
         self.is_slow = False
         self.error: Exception | None = None
         self.is_quick = type(items) in _QUICK_TYPES
+        self.is_cheap = self.is_quick and has_quick_keys
+        self.block_keys = block_keys
+        self._min_block_keys = min_block_keys
         self._items: Iterator[ItemT] = iter(items)
         self._n_read = 0
         self._make_keys = make_keys
@@ -166,10 +89,10 @@ class KeySource(Generic[ItemT]):
             What was read; a key that comes twice is in it once.
         """
         begin = self._n_read
-        size = min(size, BLOCK_KEYS - begin % BLOCK_KEYS)
+        size = min(size, self.block_keys - begin % self.block_keys)
         items = self._read_items(size, prompt_size)
         self._n_read += len(items)
-        is_block = len(items) == BLOCK_KEYS
+        is_block = begin % self.block_keys == 0 and self._is_block(len(items))
         try:
             keys = self._make_keys(items)
         except Exception as error:  # noqa: BLE001 (kept: it must not cost what came before)
@@ -177,6 +100,11 @@ class KeySource(Generic[ItemT]):
             items, is_block = items[: len(keys)], False
         keys, items = without_repeated(keys, items)
         return Chunk(keys, items, is_block=is_block)
+
+    def _is_block(self, n_items: int) -> bool:
+        """Tell whether so many items, from the start of a block on, are all of it."""
+        is_last = self.is_exhausted and self.error is None and n_items >= self._min_block_keys
+        return n_items == self.block_keys or is_last
 
     def _read_items(self, size: int, prompt_size: int) -> list[ItemT]:
         self.is_slow = False
@@ -235,16 +163,6 @@ def key_maker(
         return stored_key(made, version, namespace)
 
     return lambda items: [make(item) for item in items]
-
-
-def without_repeated(keys: list[bytes], items: list[ItemT]) -> tuple[list[bytes], list[ItemT]]:
-    """Leave out the second and later ones of each key."""
-    if len(set(keys)) == len(keys):
-        return keys, items
-    first: dict[bytes, ItemT] = {}
-    for key, item in zip(keys, items, strict=True):
-        first.setdefault(key, item)
-    return list(first), list(first.values())
 
 
 def _length(items: Iterable[Any]) -> int | None:

@@ -16,9 +16,10 @@ from run_once.ahead import ClaimAhead, stop_all
 from run_once.config import Config
 from run_once.errors import LeaseLostWarning
 from run_once.exit_signals import ExitSignals
-from run_once.key_pass import Counts, KeyPass
+from run_once.key_pass import KeyPass
 from run_once.live import LiveItem, Outcome, registry, release_all, show
 from run_once.pass_end import tell_end
+from run_once.pass_options import Counts
 from run_once.process import THIS
 from run_once.progress import Progress
 from run_once.readahead import ADVICE, ReadAheadWatch

@@ -13,6 +13,10 @@ from typing import Final
 MAX_AHEAD_KEYS: Final = 4_000
 """So many keys are held ahead at most, however short their bodies are."""
 
+PLENTY_KEYS: Final = 1_000
+"""More are held ahead only where the way to the server is long: what a request costs is shared by
+so many keys that it no longer matters, and others are left their part of a list."""
+
 OVERDUE_NS: Final = 200_000_000
 """Keys whose start is so much later than was expected are given back."""
 
@@ -34,6 +38,7 @@ _END_SHARE: Final = 8
 _SOON_NS: Final = 5_000_000
 _BODY_WEIGHT: Final = 0.2
 _REQUEST_WEIGHT: Final = 0.3
+_LEAST_GROWTH: Final = 1.02
 
 
 class Pace:
@@ -42,6 +47,7 @@ class Pace:
     Attributes:
         body_ns: A body's length; None: not known yet.
         request_ns: A request's length; None: not known yet.
+        least_ns: That of the shortest one, about: what is left of it without the work on keys.
     """
 
     def __init__(self, *, max_ahead: int, lease_ns: int) -> None:
@@ -53,6 +59,7 @@ class Pace:
         """
         self.body_ns: float | None = None
         self.request_ns: float | None = None
+        self.least_ns = math.inf
         self._max_ahead = min(max_ahead, MAX_AHEAD_KEYS)
         self._lease_ns = lease_ns
 
@@ -63,6 +70,7 @@ class Pace:
     def note_request(self, request_ns: int) -> None:
         """Take in how long a request took."""
         self.request_ns = _mean(self.request_ns, request_ns, _REQUEST_WEIGHT)
+        self.least_ns = min(self.least_ns * _LEAST_GROWTH, request_ns)
 
     @property
     def is_short(self) -> bool:
@@ -86,9 +94,10 @@ class Pace:
         step_ns = self.body_ns + _OVERHEAD_NS
         present_ns = max(0.0, self.body_ns - elapsed_ns)
         work_ns = min(ROUND_TRIPS * self.request_ns - present_ns, self._lease_ns / _LEASE_SHARE)
-        n_keys = min(math.ceil(work_ns / step_ns), self._max_ahead)
+        n_plenty = max(PLENTY_KEYS, math.ceil(2 * ROUND_TRIPS * self.least_ns / step_ns))
+        n_keys = min(math.ceil(work_ns / step_ns), n_plenty, self._max_ahead)
         if n_left is not None and n_keys * step_ns > _SOON_NS:
-            n_cover = math.ceil(self.request_ns / step_ns)
+            n_cover = math.ceil(self.least_ns / step_ns)
             n_keys = min(n_keys, max(n_left // _END_SHARE, n_cover))
         return max(0, n_keys)
 

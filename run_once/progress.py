@@ -17,7 +17,7 @@ from run_once.errors import RunOnceError
 if TYPE_CHECKING:
     from distlock_proto import lock_table_pb2 as pb
     from run_once.config import Config
-    from run_once.key_pass import Counts
+    from run_once.pass_options import Counts
     from run_once.task import Session
 
 logger = logging.getLogger(__name__)

@@ -32,11 +32,19 @@ _FREE_RETRY: Final = RetryPolicy(total_s=2.0, attempt_s=2.0)
 
 
 class Claimed(NamedTuple):
-    """What a claim got: one state byte per key, the leases, and results of done keys if wanted."""
+    """What a claim got.
+
+    Attributes:
+        states: One state byte per key (`KeyState`).
+        leases: What was granted.
+        results: Those of done keys, if wanted.
+        following: From where to ask next, if asked for and known.
+    """
 
     states: bytes
     leases: list[Lease]
     results: dict[bytes, pb.Result]
+    following: pb.Slice | None = None
 
 
 class _UnderWay(NamedTuple):
@@ -102,6 +110,7 @@ class Session:
         ahead: bool = False,
         want_results: bool = False,
         claim_id: bytes | None = None,
+        frontier: pb.FrontierRequest | None = None,
     ) -> Claimed:
         """Claim keys; see `LockClient.claim`.
 
@@ -117,6 +126,7 @@ class Session:
             ahead: Not started yet: `Lease.start` says when.
             want_results: Ask for the results of done keys.
             claim_id: Identity of the claim; None: a new one.
+            frontier: Ask as well from where to ask next.
         """
         claim_id = claim_id or self.client.new_claim_id()
         leases: list[Lease] = []
@@ -130,6 +140,7 @@ class Session:
                 max_attempts=max_attempts,
                 ahead=ahead,
                 want_results=want_results,
+                frontier=frontier,
             )
             leases += self.keeper.adopt_all(
                 answer.grants, ttl_s=ttl_s, keep_alive=keep_alive, started=not ahead
@@ -307,13 +318,14 @@ def _without_lost(keys: Sequence[bytes], answer: ClaimAnswer, leases: list[Lease
     """Report keys whose lease was lost before it was believed as somebody else's."""
     lost = {lease.key: lease.lost_state for lease in leases if lease.is_lost}
     if not lost:
-        return Claimed(answer.states, leases, answer.results)
+        return Claimed(answer.states, leases, answer.results, answer.following)
     others = (pb.KEY_STATE_DONE, pb.KEY_STATE_BUSY_AHEAD)
     states = bytes(
         (lost[key] if lost[key] in others else pb.KEY_STATE_BUSY) if key in lost else state
         for key, state in zip(keys, answer.states, strict=True)
     )
-    return Claimed(states, [lease for lease in leases if not lease.is_lost], answer.results)
+    kept = [lease for lease in leases if not lease.is_lost]
+    return Claimed(states, kept, answer.results, answer.following)
 
 
 class _Sessions:

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from distlock_proto import lock_table_pb2 as pb
 from distlock_server.clock import ManualClock
+from distlock_server.frontiers import Block, Frontiers
 from distlock_server.state import (
     Answer,
     Claim,
@@ -90,6 +91,7 @@ class FakeServer:
         self.n_clients = 0
         self._revision = 0
         self._token = 0
+        self._frontiers = Frontiers(self.clock)
 
     def state_of(self, key: bytes) -> int:
         """Give the state of a key, as a lookup shows it."""
@@ -131,6 +133,11 @@ class FakeServer:
         if outcome.answer is Answer.BUSY:
             return self.state_of(key)
         return _STATES[outcome.answer]
+
+    def _frontier(self, request: pb.FrontierRequest) -> pb.Slice:
+        blocks = [Block(block.digest, block.n_keys) for block in request.blocks]
+        found = self._frontiers.next_slice(blocks, request.place, request.n_keys)
+        return pb.Slice(block=found.block, place=found.place, n_keys=found.n_keys)
 
     def _claim(self, request: pb.ClaimRequest) -> pb.ClaimReply:
         if len(set(request.keys)) < len(request.keys):

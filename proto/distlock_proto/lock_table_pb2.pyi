@@ -25,26 +25,37 @@ LIST_FILTER_ALL: ListFilter
 LIST_FILTER_FAILED: ListFilter
 LIST_FILTER_HELD: ListFilter
 
+class Block(_message.Message):
+    __slots__ = ["digest", "n_keys"]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    N_KEYS_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    n_keys: int
+    def __init__(self, digest: _Optional[bytes] = ..., n_keys: _Optional[int] = ...) -> None: ...
+
 class ClaimReply(_message.Message):
-    __slots__ = ["attempts", "remaining_ns", "results", "revision", "states", "tokens"]
+    __slots__ = ["attempts", "next", "remaining_ns", "results", "revision", "states", "tokens"]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
     REMAINING_NS_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     STATES_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     attempts: _containers.RepeatedScalarFieldContainer[int]
+    next: Slice
     remaining_ns: _containers.RepeatedScalarFieldContainer[int]
     results: _containers.RepeatedCompositeFieldContainer[Result]
     revision: int
     states: bytes
     tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, states: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., remaining_ns: _Optional[_Iterable[int]] = ..., attempts: _Optional[_Iterable[int]] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., revision: _Optional[int] = ...) -> None: ...
+    def __init__(self, states: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., remaining_ns: _Optional[_Iterable[int]] = ..., attempts: _Optional[_Iterable[int]] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., revision: _Optional[int] = ..., next: _Optional[_Union[Slice, _Mapping]] = ...) -> None: ...
 
 class ClaimRequest(_message.Message):
-    __slots__ = ["ahead", "claim_id", "keys", "max_attempts", "max_grants", "owner", "ttl_ns", "want_results"]
+    __slots__ = ["ahead", "claim_id", "frontier", "keys", "max_attempts", "max_grants", "owner", "ttl_ns", "want_results"]
     AHEAD_FIELD_NUMBER: _ClassVar[int]
     CLAIM_ID_FIELD_NUMBER: _ClassVar[int]
+    FRONTIER_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     MAX_ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     MAX_GRANTS_FIELD_NUMBER: _ClassVar[int]
@@ -53,13 +64,14 @@ class ClaimRequest(_message.Message):
     WANT_RESULTS_FIELD_NUMBER: _ClassVar[int]
     ahead: bool
     claim_id: bytes
+    frontier: FrontierRequest
     keys: _containers.RepeatedScalarFieldContainer[bytes]
     max_attempts: int
     max_grants: int
     owner: str
     ttl_ns: int
     want_results: bool
-    def __init__(self, keys: _Optional[_Iterable[bytes]] = ..., claim_id: _Optional[bytes] = ..., ttl_ns: _Optional[int] = ..., owner: _Optional[str] = ..., max_grants: _Optional[int] = ..., max_attempts: _Optional[int] = ..., ahead: bool = ..., want_results: bool = ...) -> None: ...
+    def __init__(self, keys: _Optional[_Iterable[bytes]] = ..., claim_id: _Optional[bytes] = ..., ttl_ns: _Optional[int] = ..., owner: _Optional[str] = ..., max_grants: _Optional[int] = ..., max_attempts: _Optional[int] = ..., ahead: bool = ..., want_results: bool = ..., frontier: _Optional[_Union[FrontierRequest, _Mapping]] = ...) -> None: ...
 
 class Complete(_message.Message):
     __slots__ = ["result"]
@@ -126,6 +138,16 @@ class Fail(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     error: str
     def __init__(self, error: _Optional[str] = ...) -> None: ...
+
+class FrontierRequest(_message.Message):
+    __slots__ = ["blocks", "n_keys", "place"]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    N_KEYS_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    blocks: _containers.RepeatedCompositeFieldContainer[Block]
+    n_keys: int
+    place: int
+    def __init__(self, blocks: _Optional[_Iterable[_Union[Block, _Mapping]]] = ..., place: _Optional[int] = ..., n_keys: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoReply(_message.Message):
     __slots__ = ["database_id", "engine", "max_chunk_bytes", "max_error_bytes", "max_inline_result_bytes", "max_key_bytes", "max_keys_per_request", "max_owner_bytes", "max_result_bytes", "max_ttl_ns", "max_wait_ns", "reset_generation", "revision", "uptime_ns", "version", "wall_ns"]
@@ -368,6 +390,16 @@ class Settlement(_message.Message):
     holder: Holder
     release: Release
     def __init__(self, holder: _Optional[_Union[Holder, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., fail: _Optional[_Union[Fail, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
+
+class Slice(_message.Message):
+    __slots__ = ["block", "n_keys", "place"]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    N_KEYS_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    block: int
+    n_keys: int
+    place: int
+    def __init__(self, block: _Optional[int] = ..., place: _Optional[int] = ..., n_keys: _Optional[int] = ...) -> None: ...
 
 class UploadResultReply(_message.Message):
     __slots__ = ["received_bytes"]

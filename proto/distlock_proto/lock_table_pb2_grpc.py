@@ -20,6 +20,11 @@ class LockTableStub(object):
                 request_serializer=distlock__proto_dot_lock__table__pb2.ClaimRequest.SerializeToString,
                 response_deserializer=distlock__proto_dot_lock__table__pb2.ClaimReply.FromString,
                 )
+        self.Frontier = channel.unary_unary(
+                '/distlock.v1.LockTable/Frontier',
+                request_serializer=distlock__proto_dot_lock__table__pb2.FrontierRequest.SerializeToString,
+                response_deserializer=distlock__proto_dot_lock__table__pb2.Slice.FromString,
+                )
         self.Renew = channel.unary_unary(
                 '/distlock.v1.LockTable/Renew',
                 request_serializer=distlock__proto_dot_lock__table__pb2.RenewRequest.SerializeToString,
@@ -83,6 +88,13 @@ class LockTableServicer(object):
 
     def Claim(self, request, context):
         """Asks for leases.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Frontier(self, request, context):
+        """Tells from where to ask next.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,6 +185,11 @@ def add_LockTableServicer_to_server(servicer, server):
                     request_deserializer=distlock__proto_dot_lock__table__pb2.ClaimRequest.FromString,
                     response_serializer=distlock__proto_dot_lock__table__pb2.ClaimReply.SerializeToString,
             ),
+            'Frontier': grpc.unary_unary_rpc_method_handler(
+                    servicer.Frontier,
+                    request_deserializer=distlock__proto_dot_lock__table__pb2.FrontierRequest.FromString,
+                    response_serializer=distlock__proto_dot_lock__table__pb2.Slice.SerializeToString,
+            ),
             'Renew': grpc.unary_unary_rpc_method_handler(
                     servicer.Renew,
                     request_deserializer=distlock__proto_dot_lock__table__pb2.RenewRequest.FromString,
@@ -253,6 +270,23 @@ class LockTable(object):
         return grpc.experimental.unary_unary(request, target, '/distlock.v1.LockTable/Claim',
             distlock__proto_dot_lock__table__pb2.ClaimRequest.SerializeToString,
             distlock__proto_dot_lock__table__pb2.ClaimReply.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Frontier(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/distlock.v1.LockTable/Frontier',
+            distlock__proto_dot_lock__table__pb2.FrontierRequest.SerializeToString,
+            distlock__proto_dot_lock__table__pb2.Slice.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

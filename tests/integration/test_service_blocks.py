@@ -12,7 +12,7 @@ import pytest
 from distlock_proto import legacy_pb2
 from distlock_proto import lock_table_pb2 as pb
 from distlock_server import limits
-from run_once.key_source import Chunk
+from run_once.todo import Chunk
 from tests.servers import InprocServer
 from tests.service_calls import TTL_NS, claim, lookup, refused, states_of
 

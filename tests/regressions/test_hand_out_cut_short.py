@@ -17,10 +17,11 @@ from distlock_proto import lock_table_pb2 as pb
 from run_once.ahead import ClaimAhead
 from run_once.config import Config
 from run_once.errors import ServerUnavailableError
-from run_once.key_pass import KeyPass, PassOptions
+from run_once.key_pass import KeyPass
 from run_once.key_source import KeySource, key_maker
 from run_once.live import LiveItem, registry
 from run_once.loop import Loop
+from run_once.pass_options import PassOptions
 from tests.fake_server import FakeServer, FakeTransport, ReplyT, make_session
 
 NAMES = "abcdef"

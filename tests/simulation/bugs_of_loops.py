@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from run_once.answers import SettleAnswer
+from run_once.asker import Asker
 from run_once.key_pass import KeyPass
 from run_once.lease import Lease
 from run_once.live import LiveItem, Outcome
@@ -183,14 +184,14 @@ def overtaken_claim_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def held_ahead_not_come_back_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key that another holds only ahead is left to it for good."""
-    real = KeyPass._set_aside
+    real = Asker.set_aside
 
     def set_aside(self: Any, key: bytes, item: Any, state: int) -> None:
         real(self, key, item, state)
         if not self._options.waits:
             self._pending.pop(key, None)
 
-    monkeypatch.setattr(KeyPass, "_set_aside", set_aside)
+    monkeypatch.setattr(Asker, "set_aside", set_aside)
 
 
 BUGS = (

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from google.protobuf.message import Message
 
 from distlock_proto import lock_table_pb2 as pb
-from run_once.key_pass import KeyPass, PassOptions
+from run_once.key_pass import KeyPass
 from run_once.lease import Lease
 from run_once.live import LiveItem, Outcome
+from run_once.pass_options import PassOptions
 from run_once.session import Claimed
 from tests.simulation.schedule import S
 

@@ -22,7 +22,7 @@ from run_once.settler import Ended, Settler
 from tests.simulation.schedule import MS, S
 
 if TYPE_CHECKING:
-    from run_once.key_pass import Counts
+    from run_once.pass_options import Counts
     from tests.simulation.loop_promises import PassWatch
     from tests.simulation.loop_worker import LoopWorker
 

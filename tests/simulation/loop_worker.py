@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from google.protobuf.message import Message
 
 from run_once.client import LockClient
-from run_once.key_pass import PassOptions
 from run_once.key_source import KeySource
 from run_once.lease import LeaseKeeper
 from run_once.live import LiveItem, registry
+from run_once.pass_options import PassOptions
 from run_once.session import Claimed, Session
 from tests.simulation.loop_promises import LoopPromises, PassWatch
 from tests.simulation.loop_threads import STEP_NS, MustWait, SimLoop, SimPass, SimSettler

@@ -21,10 +21,11 @@ from run_once import (
     notify_success,
 )
 from run_once.config import load_config
-from run_once.key_pass import KeyPass, PassOptions
+from run_once.key_pass import KeyPass
 from run_once.key_source import BLOCK_KEYS, KeySource, key_maker
 from run_once.live import LiveItem
 from run_once.loop import Loop
+from run_once.pass_options import PassOptions
 from run_once.task import Session
 from tests.other_client import Other, until
 from tests.servers import InprocServer

@@ -26,7 +26,7 @@ from run_once import (
     notify_success,
     pass_end,
 )
-from run_once.key_pass import MAX_CHUNK_KEYS
+from run_once.asker import MAX_CHUNK_KEYS
 from run_once.loop import Loop
 from run_once.task import Session
 from tests.other_client import Other

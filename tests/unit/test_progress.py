@@ -13,7 +13,7 @@ import pytest
 from distlock_server.clock import ManualClock
 from run_once import DistributedIterator
 from run_once.errors import ServerUnavailableError
-from run_once.key_pass import Counts
+from run_once.pass_options import Counts
 from run_once.progress import Bar, Lines, Progress, Snapshot, duration
 from tests.other_client import Other
 

@@ -30,15 +30,22 @@ class DoneBlocks:
     """The digests of blocks that are known to be done.
 
     The committer adds, the event loop asks: each step is a single operation on a dictionary.
+
+    Attributes:
+        min_keys: Smaller blocks are not remembered.
     """
 
-    def __init__(self, max_blocks: int = MAX_BLOCKS) -> None:
+    def __init__(self, max_blocks: int = MAX_BLOCKS, min_keys: int = MIN_BLOCK_KEYS) -> None:
         """Start without any."""
+        self.min_keys = min_keys
         self._max_blocks = max_blocks
         self._found: OrderedDict[bytes, int] = OrderedDict()
 
-    def add(self, digest: bytes, generation: int) -> None:
-        """Remember a block whose keys were all done in this reset generation."""
+    def add(self, keys: Sequence[bytes], generation: int) -> None:
+        """Remember a block whose keys were all done in this reset generation, if it is worth it."""
+        if len(keys) < self.min_keys:
+            return
+        digest = block_digest(keys)
         self._found[digest] = generation
         self._found.move_to_end(digest)
         if len(self._found) > self._max_blocks:

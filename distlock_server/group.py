@@ -13,7 +13,6 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from distlock_server import codec
 from distlock_server.codec import Kind
-from distlock_server.done_blocks import MIN_BLOCK_KEYS, block_digest
 from distlock_server.engines.base import Meta, Swap, encode_counter
 from distlock_server.state import (
     Answer,
@@ -104,7 +103,7 @@ class Group:
     """What requests of one commit group see and change; also their `Txn`.
 
     Attributes:
-        done_blocks: Digests of blocks whose keys were all done, and the reset generation then.
+        done_blocks: Blocks of keys that were all done, and the reset generation then.
     """
 
     def __init__(
@@ -131,7 +130,7 @@ class Group:
         """
         self.now_ns = now_ns
         self.wall_ns = wall_ns
-        self.done_blocks: list[tuple[bytes, int]] = []
+        self.done_blocks: list[tuple[Sequence[bytes], int]] = []
         self._base = dict(slots)
         self._fetch = fetch
         self._decode = decode
@@ -183,8 +182,7 @@ class Group:
 
     def note_done(self, keys: Sequence[bytes]) -> None:
         """Note that all of these keys are done, for when the block is asked for again."""
-        if len(keys) >= MIN_BLOCK_KEYS:
-            self.done_blocks.append((block_digest(keys), self.generation))
+        self.done_blocks.append((keys, self.generation))
 
     def apply(self, key: bytes, command: Command) -> tuple[Record, Record, Outcome]:
         """Apply one command to one key.

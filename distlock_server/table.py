@@ -318,8 +318,8 @@ class Table:
         """Remember which blocks were found done, unless something was undone since."""
         if self._store.engine.shared:
             return
-        for digest, generation in group.done_blocks:
-            self._store.done_blocks.add(digest, generation)
+        for keys, generation in group.done_blocks:
+            self._store.done_blocks.add(keys, generation)
 
     def _write(self, write: Write) -> set[bytes]:
         """Put a write on disk; return the keys whose swaps were lost to another server."""

@@ -16,7 +16,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 from distlock_proto import lock_table_pb2 as pb
 from run_once.clock import Clock
-from run_once.key_source import BLOCK_KEYS, KeySource
+from run_once.key_source import KeySource
 from run_once.lease import Lease
 from run_once.pace import Pace
 from run_once.pass_options import Counts, PassOptions
@@ -24,9 +24,6 @@ from run_once.task import Claimed, Session
 from run_once.todo import Chunk, Todo, frontier_request
 
 ItemT = TypeVar("ItemT")
-
-MAX_CHUNK_KEYS: Final = BLOCK_KEYS
-"""A request has so many keys at most."""
 
 GROWTH: Final = 4
 """By how much the next request is larger after one that found nothing to do."""
@@ -107,6 +104,7 @@ class Asker(Generic[ItemT]):
         self._changed = changed
         self._is_own = is_own
         self._todo: Todo[ItemT] = Todo()
+        self._max_keys = source.block_keys  # in one request
         self._size = options.chunksize
         self._knows_frontier = True
         self._failed: dict[bytes, None] = {}
@@ -131,7 +129,7 @@ class Asker(Generic[ItemT]):
     @property
     def may_skip(self) -> bool:
         """Whether to ask on though nothing is wanted: only done keys were found."""
-        return self.is_skipping and len(self._todo) >= MAX_CHUNK_KEYS
+        return self.is_skipping and len(self._todo) >= self._max_keys
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -211,7 +209,7 @@ class Asker(Generic[ItemT]):
 
     def _wait(self) -> None:
         """Wait until something that was set aside is free or done."""
-        keys = list(islice(self._pending, MAX_CHUNK_KEYS))
+        keys = list(islice(self._pending, self._max_keys))
         timeout_s = WAIT_S if self._options.waits else AHEAD_WAIT_S
         states = self.session.client.wait(keys, timeout_s)
         with self._changed:
@@ -346,11 +344,11 @@ class Asker(Generic[ItemT]):
 
     def _n_next(self, want: int) -> int:
         """Say how many keys to ask for the next time."""
-        return min(max(self._size, want, 1), MAX_CHUNK_KEYS)
+        return min(max(self._size, want, 1), self._max_keys)
 
     def _take_todo(self, max_grants: int) -> tuple[list[bytes], list[ItemT]]:
         """Take the keys of the next request, but for those that this pass failed."""
-        keys, items = self._todo.take(max(self._size, min(max_grants, MAX_CHUNK_KEYS)))
+        keys, items = self._todo.take(max(self._size, min(max_grants, self._max_keys)))
         if self._failed and not self._failed.keys().isdisjoint(keys):
             left = [
                 (key, item)
@@ -397,13 +395,13 @@ class Asker(Generic[ItemT]):
         """Choose the size of the next request by how many keys of this one were granted."""
         n_granted = len(claimed.leases)
         if n_granted < max_grants and n_granted < n_keys:
-            self._size = min(max(self._size, n_keys) * GROWTH, MAX_CHUNK_KEYS)
+            self._size = min(max(self._size, n_keys) * GROWTH, self._max_keys)
         else:
             n_seen = claimed.states.rfind(pb.KEY_STATE_GRANTED) + 1
             spread = n_seen / max(n_granted, 1)
             if spread > 1:
                 spread *= 1.25
             n_next = round(n_wanted * spread)
-            self._size = min(max(n_next, self._options.chunksize), MAX_CHUNK_KEYS)
+            self._size = min(max(n_next, self._options.chunksize), self._max_keys)
         is_all_done = claimed.states.count(pb.KEY_STATE_DONE) == n_keys
-        self.is_skipping = is_all_done and self._size == MAX_CHUNK_KEYS
+        self.is_skipping = is_all_done and self._size == self._max_keys

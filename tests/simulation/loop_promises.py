@@ -13,6 +13,7 @@ from run_once.lease import Lease
 from run_once.live import LiveItem, Outcome
 from run_once.pass_options import PassOptions
 from run_once.session import Claimed
+from tests.simulation.observed import done_blocks
 from tests.simulation.schedule import S
 
 if TYPE_CHECKING:
@@ -124,6 +125,9 @@ class LoopPromises:
         elif isinstance(reply, (pb.WaitReply, pb.LookupReply)) and seen is not None:
             assert isinstance(request, (pb.WaitRequest, pb.LookupRequest))
             seen.seen.update(zip(request.keys, reply.states, strict=True))
+            for digest in done_blocks(request, reply):
+                keys = self._worker.world.blocks[digest]
+                seen.seen.update(dict.fromkeys(keys, pb.KEY_STATE_DONE))
 
     # -- what the loop does -----------------------------------------------------------------------
 

@@ -13,10 +13,12 @@ from run_once.lease import LeaseKeeper
 from run_once.live import LiveItem, registry
 from run_once.pass_options import PassOptions
 from run_once.session import Claimed, Session
+from run_once.todo import Chunk
 from tests.simulation.loop_promises import LoopPromises, PassWatch
 from tests.simulation.loop_threads import STEP_NS, MustWait, SimLoop, SimPass, SimSettler
 from tests.simulation.network import SimTransport
 from tests.simulation.schedule import MS, S
+from tests.simulation.server import MIN_BLOCK_KEYS
 from tests.simulation.worker import Worker
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ _OUTLIERS_MS: Final = (300, 800, 2_000, 6_000)
 _TTLS_S: Final = (0.5, 1.0, 2.0, 5.0)
 _MODES: Final = ("kept", "kept", "kept", "explicit", "timed", "for good")
 _RETRY_MS: Final = (1, 2, 5)
+_BLOCKS: Final = (4, 6, 20)
 
 
 class LoopTransport(SimTransport):
@@ -220,8 +223,10 @@ class LoopWorker(Worker):
         self._seen = seen = PassWatch([item.encode() for item in items], options)
         source = KeySource(
             items if rng.random() < 0.7 else iter(items),
-            lambda some: [item.encode() for item in some],
+            self._make_keys,
             clock=self.clock,
+            block_keys=rng.choice(_BLOCKS),
+            min_block_keys=MIN_BLOCK_KEYS,
         )
         self._loop = SimLoop(
             self,
@@ -231,6 +236,13 @@ class LoopWorker(Worker):
         )
         self._is_leaving = False
         self._next_ns = 0
+
+    def _make_keys(self, items: Sequence[str]) -> list[bytes]:
+        """Give items' keys, and let the world know them as a block."""
+        keys = [item.encode() for item in items]
+        found = list(dict.fromkeys(keys))
+        self._world.blocks[Chunk(found, found).digest] = found
+        return keys
 
     def _ask(self, loop: SimLoop) -> None:
         """Ask for the next item."""

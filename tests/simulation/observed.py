@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from google.protobuf.message import Message
@@ -78,10 +78,29 @@ def n_keys(request: Message) -> int:
     return 1 if name is None else len(getattr(request, name))
 
 
-def items_of(method: str, request: Message, reply: Message) -> tuple[Item, ...]:
-    """Take a request and its reply apart."""
+def items_of(
+    method: str, request: Message, reply: Message, blocks: Mapping[bytes, Sequence[bytes]]
+) -> tuple[Item, ...]:
+    """Take a request and its reply apart.
+
+    Args:
+        method: Name of the method.
+        request: What was asked.
+        reply: The answer.
+        blocks: The keys of blocks, by digest.
+    """
     reader = _READERS.get(method)
-    return () if reader is None else tuple(reader(request, reply))
+    items = () if reader is None else tuple(reader(request, reply))
+    found = done_blocks(request, reply)
+    keys = [key for digest in found for key in blocks[digest]]
+    return (*items, *(Item("look", key, b"", 0, pb.KEY_STATE_DONE) for key in keys))
+
+
+def done_blocks(request: Message, reply: Message) -> list[bytes]:
+    """Give the digests of the blocks of which a reply says that they are done."""
+    if not isinstance(request, pb.LookupRequest) or not isinstance(reply, pb.LookupReply):
+        return []
+    return [digest for digest, is_done in zip(request.blocks, reply.blocks, strict=True) if is_done]
 
 
 def _claim(request: pb.ClaimRequest, reply: pb.ClaimReply) -> Iterator[Item]:

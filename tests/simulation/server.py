@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
 from google.protobuf.message import Message
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 T = TypeVar("T")
+
+MIN_BLOCK_KEYS: Final = 3
+"""Lists are short here, and so are their blocks."""
 
 
 class SimTable(Table):
@@ -130,6 +133,7 @@ class SimServer:
         engine = SimEngine(world.disk, world.schedule, world.rng, lambda: self.is_dead)
         self.table = SimTable(engine, world.server_clock, self)
         self.table.on_submit = self._queued
+        self.table.store.done_blocks.min_keys = MIN_BLOCK_KEYS
         engine.is_open = True
         self.wake()
         self.loop = SimLoop(world.schedule, self._drive)

@@ -9,6 +9,7 @@ left out. See docs/simulation.md.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from google.protobuf.message import Message
@@ -62,6 +63,7 @@ class World:
         self.disk = Disk(self.rng)
         self.promises = Promises(self, KEYS)
         self.history: list[Operation | Restart] = []
+        self.blocks: dict[bytes, Sequence[bytes]] = {}
         self.is_ending = False
         self._n_lives = 0
         self.n_commands = self.n_crashes = self.n_lost_replies = 0
@@ -170,7 +172,7 @@ class World:
 
     def take_reply(self, flight: Flight, reply: Message, ran_ns: int) -> None:
         """Note a reply that leaves the server, and check it."""
-        items = items_of(flight.method, flight.request, reply)
+        items = items_of(flight.method, flight.request, reply, self.blocks)
         if not items:
             return
         revision: int = reply.revision  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ from run_once import (
     notify_success,
     pass_end,
 )
-from run_once.asker import MAX_CHUNK_KEYS
+from run_once.key_source import BLOCK_KEYS
 from run_once.loop import Loop
 from run_once.task import Session
 from tests.other_client import Other
@@ -90,7 +90,7 @@ def test_repeated_keys(other: Other) -> None:
     assert other.states("x", "y") == [BUSY, FAILED]
 
 
-@pytest.mark.parametrize(("prefetch", "n_ahead"), [(0, 10), (None, 16 * MAX_CHUNK_KEYS)])
+@pytest.mark.parametrize(("prefetch", "n_ahead"), [(0, 10), (None, 16 * BLOCK_KEYS)])
 def test_endless_generator_is_a_stream(prefetch: int | None, n_ahead: int) -> None:
     """An endless generator is read only a little ahead of what is handed out."""
     read = 0
@@ -203,7 +203,7 @@ def test_skipping_takes_few_requests(other: Other, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Session, "claim", counted)
     assert list(DistributedIterator(keys)) == [keys[20_000]]
     assert len(sizes) <= 20
-    assert max(sizes) <= MAX_CHUNK_KEYS
+    assert max(sizes) <= BLOCK_KEYS
 
 
 def test_one_key_at_a_time(other: Other) -> None:

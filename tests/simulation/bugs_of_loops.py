@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 
+from distlock_server import batch
+from distlock_server.done_blocks import DoneBlocks
+from distlock_server.state import Done
 from run_once.answers import SettleAnswer
 from run_once.asker import Asker
 from run_once.key_pass import KeyPass
 from run_once.lease import Lease
 from run_once.live import LiveItem, Outcome
 from run_once.settler import Ended, Settler
+from run_once.todo import Chunk, Todo
 
 
 def lost_ahead_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +198,59 @@ def held_ahead_not_come_back_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Asker, "set_aside", set_aside)
 
 
+def passed_over_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys that others were seen to ask for are never looked at."""
+    real = Todo.follow
+
+    def follow(self: Any, blocks: Any, told: Any) -> None:
+        real(self, blocks, told)
+        self.passed.clear()
+
+    monkeypatch.setattr(Todo, "follow", follow)
+
+
+def passed_over_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys that others were seen to ask for are taken for done."""
+    real = Asker._take_passed
+    monkeypatch.setattr(Asker, "_take_passed", lambda self, chunk, _: real(self, chunk, b""))
+
+
+def told_keys_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the server told is forgotten when it tells more before that was asked for."""
+    real = Todo.follow
+
+    def follow(self: Any, blocks: list[Chunk[Any]], told: Any) -> None:
+        for chunk in blocks:
+            n_dropped = chunk.place - chunk._at
+            chunk._at += n_dropped
+            self._n_keys -= n_dropped
+        real(self, blocks, told)
+
+    monkeypatch.setattr(Todo, "follow", follow)
+
+
+def blocks_outlive_resets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that was found done is taken for done whatever was undone since."""
+
+    def known(self: Any, digests: Sequence[bytes], generation: int) -> bytes:
+        return bytes(digest in self._found for digest in digests)
+
+    monkeypatch.setattr(DoneBlocks, "known", known)
+
+
+def blocks_of_done_or_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block counts as done when one of its keys is."""
+    real = batch.lookup
+
+    def lookup(txn: Any, keys: Sequence[bytes], *, wants_records: bool = True) -> batch.Items:
+        found = real(txn, keys, wants_records=wants_records)
+        if any(isinstance(item.record, Done) for item in found.items):
+            txn.note_done(keys)
+        return found
+
+    monkeypatch.setattr(batch, "lookup", lookup)
+
+
 BUGS = (
     lost_ahead_handed_out,
     overdue_stays_ready,
@@ -209,4 +266,9 @@ BUGS = (
     close_forgets_what_is_ready,
     overtaken_claim_kept,
     held_ahead_not_come_back_to,
+    passed_over_for_good,
+    passed_over_is_done,
+    told_keys_dropped,
+    blocks_outlive_resets,
+    blocks_of_done_or_held,
 )

@@ -122,12 +122,17 @@ class LoopPromises:
         if isinstance(request, pb.SettleRequest) and isinstance(reply, pb.SettleReply):
             for place, token in completions_of(request):
                 self._answers[token] = reply.states[place]
-        elif isinstance(reply, (pb.WaitReply, pb.LookupReply)) and seen is not None:
-            assert isinstance(request, (pb.WaitRequest, pb.LookupRequest))
+        elif isinstance(reply, pb.WaitReply) and seen is not None:
+            assert isinstance(request, pb.WaitRequest)
             seen.seen.update(zip(request.keys, reply.states, strict=True))
+        elif isinstance(reply, pb.LookupReply) and seen is not None:
+            assert isinstance(request, pb.LookupRequest)
+            # A pass looks at whole blocks, and decides only what it passed over, if that is done.
+            pairs = zip(request.keys, reply.states, strict=True)
+            keys = [key for key, state in pairs if state == pb.KEY_STATE_DONE]
             for digest in done_blocks(request, reply):
-                keys = self._worker.world.blocks[digest]
-                seen.seen.update(dict.fromkeys(keys, pb.KEY_STATE_DONE))
+                keys += self._worker.world.blocks[digest]
+            seen.seen.update(dict.fromkeys(keys, pb.KEY_STATE_DONE))
 
     # -- what the loop does -----------------------------------------------------------------------
 

@@ -175,7 +175,7 @@ class KeyPass(Generic[ItemT]):
             if self._options.is_explicit:
                 self._tell_started(self._clock.now_ns())
         except BaseException:
-            self.session.keeper.drop_all(left)  # they run out
+            self.session.release(left)  # within its bound; the rest runs out
             raise
         return left
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -74,7 +75,9 @@ def run_target(name: str, seed: int, n_runs: int) -> Counter[str]:
             check=False,
         )
     found = _DONE.search(done.stderr)
-    assert done.returncode == 0 and found, (  # noqa: PT018 - one thing: it has gone through
+    # The fuzzer's timer may fire once more while the interpreter ends, when nobody catches it.
+    is_well = done.returncode == 0 or done.returncode == -signal.SIGALRM
+    assert is_well and found, (  # noqa: PT018 - one thing: it has gone through
         f"target {name}, seed {seed}, status {done.returncode}:\n{done.stdout[-4_000:]}\n"
         f"{done.stderr[-4_000:]}"
     )

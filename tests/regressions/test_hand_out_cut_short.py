@@ -160,13 +160,14 @@ def test_an_interrupted_end_gives_all_back(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_interrupted_end_of_an_explicit_loop_keeps_nothing_ahead() -> None:
-    """Ctrl-C while the server is told of what has started: the rest is kept alive no longer."""
+    """Ctrl-C while the server is told of what has started: the rest is given back."""
     made = Running(is_explicit=True)
     lives = [made.next(), made.next()]
     made.transport.is_interrupted = True
     with pytest.raises(KeyboardInterrupt):
         made.loop.close()
     assert {lease.key for lease in made.session.keeper.leases()} == {b"a", b"b"}
+    assert made.states()[2:] == [pb.KEY_STATE_ABSENT] * 4
     made.transport.is_interrupted = False
     for live in lives:
         live.complete()

@@ -38,6 +38,9 @@ AHEAD_WAIT_S: Final = 2.0
 READ_BLOCKS: Final = 16
 """While only done keys are found, so many requests' worth is read ahead."""
 
+_SKIPPED_BLOCKS: Final = READ_BLOCKS // 2
+"""So many are asked about together, unless there are no more."""
+
 _READ_AHEAD: Final = 8
 """While keys are held ahead, so many requests' worth is read at once."""
 
@@ -129,7 +132,7 @@ class Asker(Generic[ItemT]):
     @property
     def may_skip(self) -> bool:
         """Whether to ask on though nothing is wanted: only done keys were found."""
-        return self.is_skipping and len(self._todo) >= self._max_keys
+        return self.is_skipping and len(self._todo) >= _SKIPPED_BLOCKS * self._max_keys
 
     # -- reading ----------------------------------------------------------------------------------
 

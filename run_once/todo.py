@@ -144,8 +144,8 @@ class Todo(Generic[ItemT]):
         while self._chunks and len(keys) < size:
             chunk = self._chunks[0]
             n_free = chunk.n_free(is_spread=self.is_spread)
-            if not n_free:
-                break
+            if not n_free or (keys and chunk.is_new):
+                break  # a block that is asked for as a whole is remembered if it is done
             more_keys, more_items = chunk.take(min(size - len(keys), n_free))
             if not chunk:
                 self._chunks.popleft()

@@ -72,7 +72,8 @@ def test_put_back_comes_first(todo: Todo[bytes]) -> None:
     """What was put back may be asked for at once, whatever the server told."""
     todo.put_back([b"x"], [b"x"])
     todo.follow(todo.shared(2), pb.Slice(block=1, place=0, n_keys=2))
-    assert todo.take(10)[0] == [b"x", *names(10, 12)]
+    assert todo.take(10)[0] == [b"x"]
+    assert todo.take(10)[0] == names(10, 12)
     assert passed(todo) == names(0, 10)
 
 
@@ -84,9 +85,12 @@ def test_behind_all_blocks(todo: Todo[bytes]) -> None:
 
 
 def test_not_spread_asks_for_all(todo: Todo[bytes]) -> None:
-    """With long bodies the frontier is nobody's concern."""
+    """With long bodies the frontier is nobody's concern; whole blocks are asked for as such."""
     todo.is_spread = False
-    assert todo.take(15)[0] == names(0, 15)
+    assert todo.take(15)[0] == names(0, 10)
+    assert todo.take(4)[0] == names(10, 14)
+    todo.put_back([b"x"], [b"x"])
+    assert todo.take(15)[0] == [b"x", *names(14, 20)]
 
 
 @pytest.mark.parametrize("seed", range(20))

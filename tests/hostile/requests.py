@@ -161,6 +161,8 @@ class Sent(NamedTuple):
     method: Method
     call: Any
     is_patient: bool
+    began_s: float
+    raw: bytes
 
 
 class Attack:
@@ -249,11 +251,11 @@ class Attack:
             call = channel.unary_stream(method.path)(raw, **options)
         else:
             call = raw_call(channel, method.path).future(raw, **options)
-        return Sent(method, call, timeout_s == ANSWER_S)
+        return Sent(method, call, timeout_s == ANSWER_S, time.monotonic(), raw)
 
     def _judge(self, sent: Sent) -> grpc.StatusCode:
         """Wait for an answer, and check that it is one."""
-        method, call, is_patient = sent
+        method, call, is_patient, began_s, raw = sent
         try:
             # Of a call for one reply `result`, of a stream what it gives.
             for _ in call if method.is_streaming else (call.result(),):
@@ -266,7 +268,11 @@ class Attack:
             self.figures["answered"] += 1
         elif code in _IMPATIENT:
             self.figures["given_up"] += 1
-            assert not is_patient, f"{method.path}: not answered within {ANSWER_S} s"
+            for_s = time.monotonic() - began_s
+            assert not is_patient, (
+                f"{method.path}: {code} ({call.details()}) after {for_s:.1f} s of {ANSWER_S} s, "
+                f"{len(raw)} bytes, of them {raw[:200].hex()}"
+            )
         else:
             assert code is not grpc.StatusCode.UNAVAILABLE, f"{method.path}: {call.details()}"
             self.figures["refused"] += 1

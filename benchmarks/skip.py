@@ -83,6 +83,7 @@ def a_list(report: Report) -> list[Sample]:
         lock_server(folder) as server,
     ):
         bulk.fill_2021(Path(made) / "db", max(part, best))
+        first = rate(count, lambda: skip(count), server.pid)
         with running_2021(report, Path(made)) as old:
             sides = {"ours": lambda: rate(count, lambda: skip(count), server.pid)}
             if old is not None:
@@ -91,6 +92,8 @@ def a_list(report: Report) -> list[Sample]:
                 sides["best"] = lambda: rate(best, lambda: skip_2021(client, best, BEST_CHUNK), pid)
                 sides |= own_sides(report, old, part, best)
             taken = take_turns(report.runs, sides)
+    how = "the same when the server has not seen these keys since it started"
+    report.add("run-once, first pass", [first], how=how)
     add_list(report, taken, (count, part, best))
     return taken["ours"]
 

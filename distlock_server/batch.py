@@ -6,9 +6,11 @@ Each function is run by the table's committer over a `Txn`; the rules for a sing
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeAlias
 
+from distlock_server.quick import maker
 from distlock_server.state import (
     NO_CLAIM_ID,
     Answer,
@@ -37,6 +39,9 @@ class Item(NamedTuple):
 
     answer: Answer
     record: Record
+
+
+_make_item: Final = maker(Item)
 
 
 class Items(NamedTuple):
@@ -77,25 +82,42 @@ def claim(
     """
     if not wants_records and txn.are_plainly_done(keys):
         return _all_done(txn, keys)
-    left = max_grants
+    absent = txn.are_absent(keys)
+    left = max_grants or len(keys)
     if max_grants:
-        left -= sum(_is_held_by(txn.get(key), command.claim_id) for key in keys)
+        others = [key for key, is_absent in zip(keys, absent, strict=True) if not is_absent]
+        left -= sum(_is_held_by(txn.get(key), command.claim_id) for key in others)
     refused = command._replace(may_grant=False)
-    items = []
-    for key in keys:
-        may_grant = not max_grants or left > 0
-        _, record, outcome = txn.apply(key, command if may_grant else refused)
-        left -= outcome.is_new_grant
-        items.append(Item(outcome.answer, record))
+    items: list[Item] = []
+    for is_absent, _run in itertools.groupby(absent):
+        run = keys[len(items) : len(items) + len(list(_run))]
+        if is_absent:
+            n_free = max(0, min(left, len(run)))
+            left -= _claim_absent(txn, run[:n_free], command, items)
+            _claim_absent(txn, run[n_free:], refused, items)
+            continue
+        for key in run:
+            _, record, outcome = txn.apply(key, command if left > 0 else refused)
+            left -= outcome.is_new_grant
+            items.append(Item(outcome.answer, record))
     return Items(items, txn.now_ns, txn.revision)
+
+
+def _claim_absent(txn: Txn, keys: Sequence[bytes], command: Claim, items: list[Item]) -> int:
+    """Claim keys that are absent, add what is answered, and give the number of grants."""
+    if not keys:
+        return 0
+    records, outcome = txn.claim_absent(keys, command)
+    items += map(_make_item, zip(itertools.repeat(outcome.answer), records))
+    return len(keys) if outcome.is_new_grant else 0
 
 
 def apply_each(txn: Txn, commands: Sequence[tuple[bytes, Change]]) -> Items:
     """Apply one command to each key, in order; kinds may be mixed."""
-    items = []
+    items: list[Item] = []
     for key, command in commands:
         _, record, outcome = txn.apply(key, command)
-        items.append(Item(outcome.answer, record))
+        items.append(_make_item((outcome.answer, record)))
     return Items(items, txn.now_ns, txn.revision)
 
 
@@ -104,10 +126,10 @@ def lookup(txn: Txn, keys: Sequence[bytes], *, wants_records: bool = True) -> It
     if not wants_records and txn.are_plainly_done(keys):
         return _all_done(txn, keys)
     command = Lookup()
-    items = []
+    items: list[Item] = []
     for key in keys:
         _, record, outcome = txn.apply(key, command)
-        items.append(Item(outcome.answer, record))
+        items.append(_make_item((outcome.answer, record)))
     return Items(items, txn.now_ns, txn.revision)
 
 

@@ -7,15 +7,16 @@ It does no I/O: the table hands in what was read and commits what comes out.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from distlock_server import codec
 from distlock_server.codec import Kind
 from distlock_server.engines.base import Meta, Swap, encode_counter
+from distlock_server.quick import maker
 from distlock_server.state import (
     Answer,
+    Claim,
     Command,
     Done,
     Failed,
@@ -24,6 +25,7 @@ from distlock_server.state import (
     Record,
     Reset,
     Stamp,
+    claim_absent,
     is_stored_change,
     step,
 )
@@ -39,6 +41,9 @@ class Slot(NamedTuple):
 
 
 ABSENT_SLOT: Final = Slot(None, None)
+
+_make_slot: Final = maker(Slot)
+_make_swap: Final = maker(Swap)
 
 NOT_DECODED: Final[Any] = object()
 """Stands for a record that is decoded when it is asked for."""
@@ -71,6 +76,9 @@ class Counters(NamedTuple):
     generation: int
 
 
+Effect: TypeAlias = tuple[tuple[tuple[bytes, bytes | None], ...], tuple[tuple[bytes, int], ...]]
+"""The marks and adds of a `Swap`."""
+
 _KINDS: Final[dict[type, Kind | None]] = {
     type(None): None,
     Held: Kind.HELD,
@@ -86,10 +94,11 @@ def kind_of_record(record: Record) -> Kind | None:
 
 def _kind_before(slot: Slot) -> Kind | None:
     """Give the kind that is counted and indexed; of a damaged record, what its bytes say."""
-    if not _is_dropped(slot):
-        return kind_of_record(slot.record)
+    record, raw = slot
+    if record is not None or raw is None:
+        return _KINDS[type(record)]
     try:
-        return codec.kind_of(slot.raw or b"")
+        return codec.kind_of(raw)
     except codec.CodecError:
         return None
 
@@ -138,27 +147,28 @@ class Group:
         self._kept: dict[bytes, Record] = {}
         self._own: dict[bytes, Record] = {}
         self._before = counters
-        self._counters = counters
+        self._next = Stamp(now_ns, wall_ns, 0, 0)
+        self._count(counters)
 
     @property
     def revision(self) -> int:
         """The store revision, changes of this group so far included."""
-        return self._counters.revision
+        return self._next.revision - 1
 
     @property
     def generation(self) -> int:
         """The reset generation, changes of this group so far included."""
-        return self._counters.generation
+        return self._generation
 
     @property
     def counters(self) -> Counters:
         """The store's numbers after the requests so far."""
-        return self._counters
+        return Counters(self._next.revision - 1, self._next.token - 1, self._generation)
 
     @property
     def has_counted(self) -> bool:
         """Whether the store's numbers have changed."""
-        return self._counters != self._before
+        return self.counters != self._before
 
     def get(self, key: bytes) -> Record:
         """Read a key as the requests so far have left it."""
@@ -166,7 +176,10 @@ class Group:
             return self._own[key]
         if key in self._kept:
             return self._kept[key]
-        return self._slot(key).record
+        slot = self._base.get(key)
+        if slot is None or slot.record is NOT_DECODED:
+            slot = self._slot(key)
+        return slot.record
 
     def are_plainly_done(self, keys: Sequence[bytes]) -> bool:
         """Tell whether each key is stored as done, without a value: that needs no decoding.
@@ -193,17 +206,50 @@ class Group:
         if isinstance(command, Reset) and self._is_damaged(key):
             return self._drop_damaged(key)
         before = self.get(key)
-        counters = self._counters
-        stamp = Stamp(self.now_ns, self.wall_ns, counters.revision + 1, counters.token + 1)
+        stamp = self._next
         after, outcome = step(before, command, stamp)
         if after is not before:
             self._own[key] = after
-            self._counters = Counters(
-                counters.revision + is_stored_change(before, after),
-                counters.token + outcome.is_new_grant,
-                counters.generation + isinstance(before, Done),
-            )
+            stamp.revision += is_stored_change(before, after)
+            stamp.token += outcome.is_new_grant
+            self._generation += isinstance(before, Done)
         return before, after, outcome
+
+    def are_absent(self, keys: Sequence[bytes]) -> list[bool]:
+        """Tell of each key whether it is known to be absent, and has been since the group began.
+
+        Of a key that is named twice that is not known: the first claim of it may be granted.
+        """
+        if len(set(keys)) != len(keys):
+            return [False] * len(keys)
+        found = [slot is ABSENT_SLOT for slot in map(self._base.get, keys)]
+        if self._kept.keys().isdisjoint(keys) and self._own.keys().isdisjoint(keys):
+            return found
+        return [
+            is_absent and key not in self._kept and key not in self._own
+            for key, is_absent in zip(keys, found, strict=True)
+        ]
+
+    def claim_absent(
+        self, keys: Sequence[bytes], command: Claim
+    ) -> tuple[Sequence[Record], Outcome]:
+        """Apply a claim to keys of which `are_absent` says so, as `apply` would to one by one.
+
+        Returns:
+            The records after, and the answer to each.
+        """
+        records, outcome = claim_absent(command, self._next, len(keys))
+        if outcome.is_new_grant:
+            self._own.update(zip(keys, records, strict=True))
+            self._next.revision += len(keys)
+            self._next.token += len(keys)
+        return records, outcome
+
+    def _count(self, counters: Counters) -> None:
+        """Go on from these numbers: the next change gets those behind them."""
+        self._next.revision = counters.revision + 1
+        self._next.token = counters.token + 1
+        self._generation = counters.generation
 
     def _is_damaged(self, key: bytes) -> bool:
         try:
@@ -215,8 +261,8 @@ class Group:
     def _drop_damaged(self, key: bytes) -> tuple[Record, Record, Outcome]:
         """Make a key absent whose record is damaged: it may have been done, so this undoes it."""
         self._own[key] = None
-        revision, token, generation = self._counters
-        self._counters = Counters(revision + 1, token, generation + 1)
+        self._next.revision += 1
+        self._generation += 1
         return None, None, Outcome(Answer.RESET)
 
     def scan(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, Record]]:
@@ -242,26 +288,30 @@ class Group:
         Raises:
             Exception: Whatever the request raised.
         """
-        saved = self._counters
+        saved = self.counters
         self._own = {}
         try:
             value = request(self)
         except BaseException:
             self._own = {}
-            self._counters = saved
+            self._count(saved)
             raise
-        self._kept.update(self._own)
+        if self._kept:
+            self._kept.update(self._own)
+        else:
+            self._kept = self._own
         self._own = {}
         return value
 
-    def changes(self) -> dict[bytes, tuple[Slot, Record]]:
-        """Give each changed key's slot before and record after the group."""
-        slots = {key: self._slot_before(key) for key in self._kept}
-        return {
-            key: (slots[key], record)
-            for key, record in self._kept.items()
-            if record is not slots[key].record or _is_dropped(slots[key])
-        }
+    def changes(self) -> Iterator[tuple[bytes, Slot, Record]]:
+        """Give each changed key, its slot before and its record after the group."""
+        base = self._base
+        for key, record in self._kept.items():
+            slot = base.get(key)
+            if slot is None or slot.record is NOT_DECODED:
+                slot = self._slot_before(key)
+            if record is not slot.record or _is_dropped(slot):
+                yield key, slot, record
 
     def _slot_before(self, key: bytes) -> Slot:
         """Give the slot of a changed key; of a damaged record, only its bytes are known."""
@@ -309,21 +359,26 @@ def plan_write(group: Group, *, stores_deadline: bool, counted_below: bytes | No
     """
     swaps: list[Swap] = []
     slots: dict[bytes, Slot] = {}
-    for key, (before, after) in group.changes().items():
+    effects, encode = Effects(), codec.Encoder().encode
+    for key, before, after in group.changes():
         record, raw = before
         is_memory_only = not stores_deadline and _is_in_memory_only(record, after)
         if is_memory_only and not is_stored_as_expired(raw):
             slots[key] = Slot(after, raw)
             continue
-        value = _encode(after, stores_deadline=stores_deadline)
-        slots[key] = Slot(after, value)
+        if after is None:
+            value = None
+        elif stores_deadline and isinstance(after, Held):
+            value = codec.encode(after, deadline_ns=after.deadline_ns)
+        else:
+            value = encode(after)
+        slots[key] = _make_slot((after, value))
         if value == raw:
             continue
-        was, now = _kind_before(before), kind_of_record(after)
-        is_counted = counted_below is None or key < counted_below
-        puts = index_puts(key, was, now)
-        adds = _count_changes(codec.namespace_of(key), was, now) if is_counted else ()
-        swaps.append(Swap(key, raw, value, puts, adds))
+        marks, adds = effects.of(key, _kind_before(before), _KINDS[type(after)])
+        if counted_below is not None and key >= counted_below:
+            adds = ()
+        swaps.append(_make_swap((key, raw, value, marks, adds)))
     is_needed = bool(swaps) or group.has_counted
     return Write(swaps, counters_meta(group.counters), slots, is_needed)
 
@@ -350,24 +405,54 @@ def counters_meta(counters: Counters) -> Meta:
     )
 
 
+class Effects:
+    """Gives what goes with the changes of a write: most of its keys have it in common."""
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self._namespace = b""
+        self._prefix = b""
+        self._known: dict[tuple[Kind | None, Kind | None], Effect] = {}
+
+    def of(self, key: bytes, was: Kind | None, now: Kind | None) -> Effect:
+        """Give what to change besides the record when a key goes from kind to kind."""
+        if not self._prefix or not key.startswith(self._prefix):
+            self._enter(codec.namespace_of(key))
+        effect = self._known.get((was, now))
+        if effect is None:
+            effect = _index_marks(was, now), _counter_adds(self._namespace, was, now)
+            self._known[was, now] = effect
+        return effect
+
+    def _enter(self, namespace: bytes) -> None:
+        self._prefix = codec.namespace_prefix(namespace)
+        if namespace != self._namespace:
+            self._namespace = namespace
+            self._known.clear()
+
+
 def index_puts(
     key: bytes, was: Kind | None, now: Kind | None
 ) -> tuple[tuple[bytes, bytes | None], ...]:
     """Give the index entries to write when a key goes from one kind to another."""
+    return tuple([(prefix + key, value) for prefix, value in _index_marks(was, now)])
+
+
+def _index_marks(was: Kind | None, now: Kind | None) -> tuple[tuple[bytes, bytes | None], ...]:
+    """Give what stands before the key in the index entries to write, and their values."""
     if was is now:
         return ()
-    gone = ((codec.index_key(was, key), None),) if was in _INDEXED else ()
-    return (*gone, (codec.index_key(now, key), b"")) if now in _INDEXED else gone
+    gone = ((codec.index_key(was, b""), None),) if was in _INDEXED else ()
+    return (*gone, (codec.index_key(now, b""), b"")) if now in _INDEXED else gone
 
 
 _INDEXED: Final = (Kind.HELD, Kind.FAILED)
 
 
-@functools.lru_cache(maxsize=1_000)
-def _count_changes(
+def _counter_adds(
     namespace: bytes, was: Kind | None, now: Kind | None
 ) -> tuple[tuple[bytes, int], ...]:
-    """Give the counters to change when a key goes from one kind to another; few come often."""
+    """Give the counters to change when a key goes from one kind to another."""
     if was is now:
         return ()
     adds = []
@@ -376,11 +461,3 @@ def _count_changes(
     if now is not None:
         adds.append((codec.counter_key(namespace, now), 1))
     return tuple(adds)
-
-
-def _encode(record: Record, *, stores_deadline: bool) -> bytes | None:
-    if record is None:
-        return None
-    if stores_deadline and isinstance(record, Held):
-        return codec.encode(record, deadline_ns=record.deadline_ns)
-    return codec.encode(record)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from distlock_proto import lock_table_pb2 as pb
@@ -18,6 +18,7 @@ from distlock_server.limits import (
     check_count,
     check_length,
 )
+from distlock_server.quick import maker
 from distlock_server.state import (
     NO_RESULT,
     Answer,
@@ -51,6 +52,8 @@ _STORAGES: Final[dict[Storage, pb.Result.Storage]] = {
     Storage.SERVER: pb.Result.STORAGE_SERVER,
     Storage.URL: pb.Result.STORAGE_URL,
 }
+
+_make_complete: Final = maker(Complete)
 
 _CUT_ERROR_CHARS: Final = 100
 """What is left of a failure's text in a reply that is full."""
@@ -87,8 +90,12 @@ def present_state(record: Record, now_ns: int) -> pb.KeyState:
     return pb.KEY_STATE_BUSY_AHEAD if record.ahead else pb.KEY_STATE_BUSY
 
 
-def answer_states(items: Iterable[Item], now_ns: int) -> bytes:
+def answer_states(items: Sequence[Item], now_ns: int) -> bytes:
     """Give the state byte of each answer."""
+    answers = [answer for answer, _ in items]
+    state = _STATES.get(answers[0]) if answers else None
+    if state is not None and answers.count(answers[0]) == len(answers):
+        return bytes((state,)) * len(answers)
     return bytes(_STATES.get(answer) or present_state(record, now_ns) for answer, record in items)
 
 
@@ -224,9 +231,8 @@ def parse_completions(
                 f"completions: {len(tokens)} tokens for {len(keys)} keys, each key needs one"
             )
         check_count(len(keys) + len(commands), "completions")
-        commands += [
-            (key, Complete(claim_id, token)) for key, token in zip(keys, tokens, strict=True)
-        ]
+        fields = [(claim_id, token, NO_RESULT) for token in tokens]
+        commands += zip(keys, map(_make_complete, fields), strict=True)
     return commands
 
 

@@ -14,8 +14,10 @@ one accepted completion per key, ever (until someone resets it).
 
 from __future__ import annotations
 
+import dataclasses
 import enum
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, TypeAlias
 
 CLAIM_ID_BYTES: Final = 16
@@ -138,8 +140,9 @@ Record: TypeAlias = Held | Failed | Done | None
 """What is stored for a key; `None` is absent."""
 
 
-class Stamp(NamedTuple):
-    """What the table assigns to a command when it applies it.
+@dataclasses.dataclass(slots=True)
+class Stamp:
+    """What the table assigns to a command when it applies it; a step only reads it.
 
     Attributes:
         now_ns: The server's monotonic time.
@@ -246,6 +249,8 @@ Command: TypeAlias = Claim | Renew | Complete | Fail | Release | Lookup | Reset 
 class Answer(enum.Enum):
     """What became of a command."""
 
+    __hash__ = object.__hash__  # that of enums is a call in Python, made for each key of a reply
+
     GRANTED = "granted"
     BUSY = "busy"
     DONE = "done"
@@ -289,6 +294,9 @@ _RESET: Final = Outcome(Answer.RESET)
 _KEPT: Final = Outcome(Answer.KEPT)
 _SEIZED: Final = Outcome(Answer.SEIZED, is_new_grant=True)
 
+_TOKEN: Final = Held._fields.index("token")
+_REVISION: Final = Held._fields.index("revision")
+
 _Step: TypeAlias = tuple[Record, Outcome]
 
 
@@ -306,6 +314,29 @@ def step(record: Record, command: Command, stamp: Stamp) -> _Step:
         `stamp.revision` if the stored record differs in more than its deadline.
     """
     return _STEPS[type(command)](record, command, stamp)
+
+
+def claim_absent(command: Claim, stamp: Stamp, count: int) -> tuple[list[Record], Outcome]:
+    """Claim so many absent keys, one after the other.
+
+    A step puts revision and token of its stamp into the record and does nothing else with them: the
+    step of the first key shows what becomes of each.
+
+    Args:
+        command: The claim.
+        stamp: The stamp of the first; revision and token rise by one from key to key.
+        count: Number of keys.
+
+    Returns:
+        What is to be stored for each, and the answer to each.
+    """
+    after, outcome = step(None, command, stamp)
+    if not isinstance(after, Held):
+        return [after] * count, outcome
+    fields: list[Iterable[Any]] = [itertools.repeat(value) for value in after]
+    fields[_TOKEN] = range(after.token, after.token + count)
+    fields[_REVISION] = range(after.revision, after.revision + count)
+    return list(map(Held._make, zip(*fields))), outcome  # noqa: B905 - some have no end
 
 
 def is_stored_change(before: Record, after: Record) -> bool:
@@ -396,15 +427,9 @@ def _complete(record: Record, command: Complete, stamp: Stamp) -> _Step:
         return record, _COMPLETED if is_same else _LOST
     if not isinstance(record, Held) or not _is_held_by(record, command):
         return record, _LOST
-    done = Done(
-        token=record.token,
-        owner=record.owner,
-        since_wall_ns=stamp.wall_ns,
-        result=command.result,
-        data=record.data,
-        revision=stamp.revision,
-    )
-    return done, _COMPLETED
+    # By position, since names take as long as all else here.
+    token, owner, data = record.token, record.owner, record.data
+    return Done(token, owner, stamp.wall_ns, command.result, data, stamp.revision), _COMPLETED
 
 
 def _give_up(record: Record, command: Fail | Release) -> _Step | None:

@@ -36,14 +36,15 @@ class Swap(NamedTuple):
         key: The user's key as stored.
         expected: The exact bytes the record must have now; None: it must be absent.
         value: The new bytes; None: delete.
-        puts: Index entries (key, value or None to delete), written only if the swap applies.
+        marks: Index entries (what stands before the user's key in the entry's key, value or None
+            to delete), written only if the swap applies.
         adds: Counters (key, difference), added only if the swap applies.
     """
 
     key: bytes
     expected: bytes | None
     value: bytes | None
-    puts: tuple[tuple[bytes, bytes | None], ...] = ()
+    marks: tuple[tuple[bytes, bytes | None], ...] = ()
     adds: tuple[tuple[bytes, int], ...] = ()
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import itertools
+import operator
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 from distlock_server.engines.base import (
     APPLIED,
@@ -24,6 +26,8 @@ from distlock_server.engines.base import (
     encode_counter,
 )
 from distlock_server.failpoints import reach
+
+_adds_of: Final = operator.itemgetter(Swap._fields.index("adds"))
 
 Batch: TypeAlias = Mapping[bytes, bytes | None]
 """Entries to write; None deletes."""
@@ -83,19 +87,19 @@ class KeyValueEngine(abc.ABC):
 
     def commit(self, swaps: Sequence[Swap], meta: Meta) -> list[Applied | bytes | None]:
         """Write swaps and meta atomically and durably; see `Engine.commit`."""
-        assert len({swap.key for swap in swaps}) == len(swaps), "one swap for a key in a commit"
-        assert not any(swap.key.startswith(SYSTEM_PREFIX) for swap in swaps), "not a user's key"
+        keys = [swap.key for swap in swaps]
+        assert len(set(keys)) == len(keys), "one swap for a key in a commit"
+        assert max(keys, default=b"") < SYSTEM_PREFIX, "not a user's key"
         with self._call("write to", is_final=True), self._commit_lock:
             reach("commit.begun")
-            found = self._get([swap.key for swap in swaps])
-            answers: list[Applied | bytes | None] = []
-            applied: list[Swap] = []
-            for swap, now in zip(swaps, found, strict=True):
-                if now == swap.expected:
-                    applied.append(swap)
-                    answers.append(APPLIED)
-                else:
-                    answers.append(now)
+            found = self._get(keys)
+            answers: list[Applied | bytes | None] = [
+                APPLIED if now == swap.expected else now
+                for swap, now in zip(swaps, found, strict=True)
+            ]
+            applied = [
+                swap for swap, answer in zip(swaps, answers, strict=True) if answer is APPLIED
+            ]
             reach("commit.compared")
             batch = self._gather(applied, meta)
             reach("commit.gathered")
@@ -108,11 +112,15 @@ class KeyValueEngine(abc.ABC):
         """Make one batch of swaps and meta, the changes of each counter summed up."""
         batch: dict[bytes, bytes | None] = {}
         sums: defaultdict[bytes, int] = defaultdict(int)
-        for swap in swaps:
-            batch[swap.key] = swap.value
-            batch.update(swap.puts)
-            for key, change in swap.adds:
-                sums[key] += change
+        for key, _, value, marks, _ in swaps:
+            batch[key] = value
+            for prefix, entry in marks:
+                batch[prefix + key] = entry
+        # Neighbours mostly add the same.
+        for adds, alike in itertools.groupby(swaps, _adds_of):
+            count = sum(1 for _ in alike)
+            for key, change in adds:
+                sums[key] += count * change
         batch.update(meta.puts)
         for key, change in meta.adds:
             sums[key] += change

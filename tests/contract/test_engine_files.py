@@ -268,7 +268,7 @@ def test_every_commit_is_one_synced_batch(kind: str, tmp_path: Path) -> None:
     """Whatever a commit holds, it reaches the library as one batch with sync asked for."""
     engine: Any = open_engine(kind, tmp_path, CACHE_MB)
     recorder = engine._db = Recorder(engine._db)
-    swaps = [Swap(b"%d" % i, None, b"x", ((b"\xfeh%d" % i, b""),)) for i in range(20)]
+    swaps = [Swap(b"%d" % i, None, b"x", ((b"\xfeh", b""),)) for i in range(20)]
     engine.commit(swaps, Meta(((b"\xfer", b"1"),), ((b"\xfec", 1),)))
     engine.commit([put(b"0", None, b"x")], NO_META)
     assert recorder.writes == [True, True]

@@ -78,6 +78,53 @@ def test_reads_come_in_the_order_of_the_keys(engine: Engine) -> None:
     assert found == [b"2", None, b"1", b"2"]
 
 
+def filled_with(engine: Engine, n_keys: int) -> dict[bytes, bytes]:
+    """Commit keys that lie close together, each with its value; give them."""
+    entries = {b"key-%05d" % number: b"value %d" % number for number in range(n_keys)}
+    engine.commit([put(key, value) for key, value in entries.items()], NO_META)
+    return entries
+
+
+NEIGHBOURS = [b"key-%05d" % number for number in range(1_000)]
+WIDE = [b"key-%05d" % number for number in range(0, 20_000, 40)]
+BEHIND = [b"key-9%05d" % number for number in range(300)]
+READS = {
+    "neighbours": NEIGHBOURS,
+    "each other one": NEIGHBOURS[::2],
+    "a few of many": WIDE,
+    "first close, then far": NEIGHBOURS[:150] + WIDE,
+    "none there": BEHIND,
+    "nearly none there": [*BEHIND, *NEIGHBOURS[:3]],
+    "backwards": NEIGHBOURS[::-1],
+    "some twice": NEIGHBOURS + NEIGHBOURS[::3],
+    "only one, very often": NEIGHBOURS[:1] * 200,
+    "with the server's own": [*NEIGHBOURS, b"\xfesum", b"\xfenone"],
+}
+
+
+@pytest.mark.parametrize("reopens", [False, True])
+@pytest.mark.parametrize("n_keys", [0, 500, 20_000])
+def test_many_keys_are_read_as_each_by_itself(reopen: Opener, n_keys: int, reopens: bool) -> None:
+    """However close the keys lie, and however many others between them; from memory and tables."""
+    engine = reopen()
+    entries = filled_with(engine, n_keys)
+    engine.commit([], Meta(puts=((b"\xfesum", b"7"),)))
+    entries[b"\xfesum"] = b"7"
+    if reopens:
+        engine = reopen()
+    for name, keys in READS.items():
+        assert engine.read(keys)[0] == [entries.get(key) for key in keys], name
+
+
+def test_many_keys_are_read_in_a_database_with_holes(engine: Engine) -> None:
+    """What was deleted is absent, wherever it lies between the keys."""
+    entries = filled_with(engine, 2_000)
+    gone = list(entries)[300:1_700:3]
+    engine.commit([put(key, None, entries.pop(key)) for key in gone], NO_META)
+    keys = [b"key-%05d" % number for number in range(2_500)]
+    assert engine.read(keys)[0] == [entries.get(key) for key in keys]
+
+
 def test_empty_value_is_not_absence(engine: Engine) -> None:
     """An entry without bytes exists: it is read, listed and compared as such."""
     engine.commit([put(b"a", b"")], NO_META)
@@ -115,11 +162,12 @@ def test_swap_may_delete(engine: Engine) -> None:
 def test_index_and_counters_follow_their_swap(engine: Engine) -> None:
     """Index entries and counters of a swap are written if it applies, and else not at all."""
     index, counter = codec.index_key(codec.Kind.HELD, b"a"), b"\xfecount"
-    with_extras = Swap(b"a", None, b"1", puts=((index, b""),), adds=((counter, 1),))
+    prefix = codec.index_key(codec.Kind.HELD, b"")
+    with_extras = Swap(b"a", None, b"1", marks=((prefix, b""),), adds=((counter, 1),))
     assert engine.commit([with_extras], NO_META) == [APPLIED]
     assert engine.commit([with_extras], NO_META) == [b"1"]
     assert engine.read([index, counter])[0] == [b"", encode_counter(1)]
-    without = Swap(b"a", b"1", b"2", puts=((index, None),), adds=((counter, -1),))
+    without = Swap(b"a", b"1", b"2", marks=((prefix, None),), adds=((counter, -1),))
     assert engine.commit([without._replace(expected=b"0")], NO_META) == [b"1"]
     assert engine.read([index, counter])[0] == [b"", encode_counter(1)]
     assert engine.commit([without], NO_META) == [APPLIED]
@@ -273,7 +321,7 @@ def test_scan_follows_deletes(filled: Engine) -> None:
 def test_database_keeps_what_was_committed(reopen: Opener) -> None:
     """Records, index entries, counters and meta are there after closing and opening."""
     engine = reopen()
-    swap = Swap(b"a", None, b"1", puts=((b"\xfeha", b""),), adds=((b"\xfec", 2),))
+    swap = Swap(b"a", None, b"1", marks=((b"\xfeh", b""),), adds=((b"\xfec", 2),))
     engine.commit([swap], Meta(puts=((b"\xfer", b"9"),)))
     engine = reopen()
     found, _ = engine.read([b"a", b"\xfeha", b"\xfec", b"\xfer"])

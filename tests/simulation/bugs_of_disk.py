@@ -60,10 +60,10 @@ def revision_not_bumped(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Group.apply
 
     def apply(self: Group, key: bytes, command: state.Command) -> Any:
-        revision = self._counters.revision
+        revision = self._next.revision
         answer = real(self, key, command)
         if isinstance(command, state.Complete):
-            self._counters = self._counters._replace(revision=revision)
+            self._next.revision = revision
         return answer
 
     monkeypatch.setattr(Group, "apply", apply)

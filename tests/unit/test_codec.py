@@ -169,6 +169,30 @@ def test_different_records_have_different_bytes(
 # -- size -----------------------------------------------------------------------------------------
 
 
+batches = st.one_of(
+    st.lists(records, max_size=8),
+    # As in a batch: alike but for token and revision, with some others between them.
+    st.builds(
+        lambda first, numbers, other: [
+            *(first._replace(token=token, revision=revision) for token, revision in numbers),
+            other,
+            first,
+        ],
+        records,
+        st.lists(st.tuples(tokens, tokens), max_size=5),
+        records,
+    ),
+)
+
+
+@BUSY_MACHINE
+@given(batch=batches)
+def test_batch_has_the_bytes_of_single_records(batch: list[Held | Failed | Done]) -> None:
+    """What an encoder takes over from the record before is right for the next one."""
+    encoder = codec.Encoder()
+    assert [encoder.encode(record) for record in batch] == [encode(record) for record in batch]
+
+
 def test_done_key_is_small() -> None:
     """A done key without result and with a label of 24 bytes takes 60 bytes at most."""
     record = Done(2**64 - 1, "x" * 24, OPENED.wall_ns, revision=2**64 - 1)

@@ -86,7 +86,7 @@ def test_lease_of_2021_can_be_stored_anew(
     raw = lock_2021(expires_in_s * SECOND_NS, acquired_s * SECOND_NS, data, owner)
     record = decode(raw, OPENED)
     swap = codec.expired_swap(b"key", record, raw)
-    assert (swap.key, swap.expected, swap.puts, swap.adds) == (b"key", raw, (), ())
+    assert (swap.key, swap.expected, swap.marks, swap.adds) == (b"key", raw, (), ())
     assert swap.value is not None
     assert codec.is_marked_expired(swap.value)
     assert isinstance(record, Held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import pytest
@@ -483,7 +484,7 @@ def test_the_rules_look_at_no_wall_time() -> None:
     for record in RECORDS.values():
         for command in COMMANDS.values():
             one, first = step(record, command, STAMP)
-            two, second = step(record, command, STAMP._replace(wall_ns=0))
+            two, second = step(record, command, dataclasses.replace(STAMP, wall_ns=0))
             assert first == second
             if isinstance(one, Held) and isinstance(two, Held):
                 assert one.deadline_ns == two.deadline_ns

@@ -10,6 +10,7 @@ damaged length near the end of a log looks to it like a crash (see `log_ends.py`
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,19 @@ from distlock_server.folders import FolderWatch
 
 _BLOOM_BITS: Final = 10
 """Per key: one lookup in a hundred of an absent key reads a block for nothing."""
+
+_MIN_WALKED: Final = 100
+"""Fewer keys are asked for one by one."""
+
+_MAX_WALKED_BYTES: Final = 200
+"""Per key: with more in the tables between the first and the last, each is asked for by itself."""
+
+_MAX_WALKED: Final = 2
+"""Entries per key that are looked at before each is asked for by itself after all."""
+
+_SAMPLE: Final = 32
+"""Entries that are looked at first: one in four must be wanted."""
+_MIN_WANTED: Final = 8
 
 
 class LevelDBEngine(KeyValueEngine):
@@ -55,8 +69,33 @@ class LevelDBEngine(KeyValueEngine):
         self._names = FolderWatch(folder)
 
     def _get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        if len(keys) >= _MIN_WALKED:
+            # Of damage among the neighbours nothing need be known: each key is then asked for.
+            with contextlib.suppress(plyvel.Error):
+                found = self._walk(keys)
+                if found is not None:
+                    return list(map(found.get, keys))
         get = self._db.get
         return [get(key, verify_checksums=True) for key in keys]
+
+    def _walk(self, keys: Sequence[bytes]) -> dict[bytes, bytes] | None:
+        """Read keys that lie close together by walking from the first of them to the last.
+
+        That takes a fraction of the time of asking for each by itself, most so in tables.
+
+        Returns:
+            What is there; None if the keys lie among too many others.
+        """
+        first, end = min(keys), max(keys) + b"\x00"
+        if self._db.approximate_size(first, end) > _MAX_WALKED_BYTES * len(keys):
+            return None
+        most = _MAX_WALKED * len(keys)
+        with self._db.iterator(start=first, stop=end, verify_checksums=True) as entries:
+            found = dict(itertools.islice(entries, _SAMPLE))
+            if len(found) == _SAMPLE and sum(map(found.__contains__, keys)) < _MIN_WANTED:
+                return None
+            found.update(itertools.islice(entries, most))
+        return found if len(found) < most else None
 
     def _write(self, batch: Batch) -> None:
         with self._db.write_batch(transaction=True, sync=True) as writes:

@@ -28,7 +28,15 @@ from distlock_server.engines.base import (
     Swap,
 )
 from distlock_server.state import Done, Held
-from tests.contract.engine_kinds import CACHE_MB, DISK_KINDS, LIBRARIES, NO_META, put, read_one
+from tests.contract.engine_kinds import (
+    CACHE_MB,
+    DISK_KINDS,
+    LIBRARIES,
+    NO_META,
+    kind_param,
+    put,
+    read_one,
+)
 
 # -- folders -------------------------------------------------------------------------------------
 
@@ -272,6 +280,24 @@ def test_every_commit_is_one_synced_batch(kind: str, tmp_path: Path) -> None:
     engine.commit(swaps, Meta(((b"\xfer", b"1"),), ((b"\xfec", 1),)))
     engine.commit([put(b"0", None, b"x")], NO_META)
     assert recorder.writes == [True, True]
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", [kind_param("leveldb")])
+def test_close_keys_are_not_asked_for_one_by_one(kind: str, tmp_path: Path) -> None:
+    """LevelDB walks over neighbours, and asks for each key that lies among too many others."""
+    engine: Any = open_engine(kind, tmp_path, CACHE_MB)
+    value = random.Random(1).randbytes(100)
+    keys = [b"%06d" % number for number in range(20_000)]
+    engine.commit([put(key, value) for key in keys], NO_META)
+    for _ in range(2):
+        assert engine._walk(keys[50:1_050]) == dict.fromkeys(keys[50:1_050], value)
+        assert set(keys[50:1_050:2]) <= engine._walk(keys[50:1_050:2]).keys()
+        assert engine._walk([b"9%06d" % number for number in range(100)]) == {}
+        assert engine._walk(keys[::100]) is None
+        assert engine._walk(keys[:150] + keys[150::40]) is None
+        engine.close()
+        engine = open_engine(kind, tmp_path, CACHE_MB)  # what was in memory is a table now
     engine.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import queue
@@ -30,6 +31,9 @@ logger = logging.getLogger("distlock")
 DEFAULT_PORT: Final = 22_113
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_CACHE_MB: Final = 200
+
+GARBAGE_AFTER: Final = 20_000
+"""Python looks for garbage whenever so many more objects live: batches make thousands each."""
 
 SIGNAL_LOOK_S: Final = 0.2
 """How often the main thread runs the handlers of signals that did not wake it, in seconds."""
@@ -144,6 +148,7 @@ def main(**values: Any) -> None:
     if options.db is None and options.engine != "memory":
         raise click.UsageError("--db is missing: name the folder of the database")
     _configure_logging(options.log_level)
+    gc.set_threshold(GARBAGE_AFTER)
     _exit(run(options))
 
 

@@ -11,6 +11,7 @@ import enum
 import functools
 import struct
 import zlib
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from distlock_proto.legacy_pb2 import Lock
@@ -166,34 +167,45 @@ def encode(
     return body + _CRC.pack(zlib.crc32(body))
 
 
-class Encoder:
-    """Encodes the records of a batch: most differ from the one before in token and revision only.
+def encode_all(records: Iterable[Record], *, stores_deadline: bool = False) -> list[bytes | None]:
+    """Encode the records of a batch, as `encode` does, which for most is quicker.
 
-    These two stand at the same place in all records, and what is around them is taken over.
+    Most differ from the one before in token and revision only. These two stand at the same place
+    in all records, and what is around them is taken over.
+
+    Args:
+        records: The records; None: there is none.
+        stores_deadline: Held ones get their deadlines with them, for shared engines.
     """
-
-    def __init__(self) -> None:
-        """Start without a record before."""
-        self._rest: Any = ()
-        self._first = b""
-        self._last = b""
-
-    def encode(self, record: Held | Failed | Done) -> bytes:
-        """Encode a record, as the function `encode` does."""
+    found: list[bytes | None] = []
+    rest_before: Any = None
+    first = last = b""
+    pack_numbers, pack_crc, crc32 = _NUMBERS.pack, _CRC.pack, zlib.crc32
+    for record in records:
         rest: Any
-        if type(record) is Held:
-            rest = record.claim_id, record[_TTL_TO_DATA]
-        elif type(record) is Done:
+        if type(record) is Done:
             rest = record[_OWNER_TO_DATA]
+        elif type(record) is Held and not stores_deadline:
+            rest = record.claim_id, record[_TTL_TO_DATA]
         else:
-            return encode(record)
-        if rest != self._rest:
+            found.append(_encode_one(record))
+            continue
+        if rest == rest_before:
+            body = first + pack_numbers(record.token, record.revision) + last
+            found.append(body + pack_crc(crc32(body)))
+        else:
             raw = encode(record)
-            self._rest, self._first = rest, raw[: _START.size]
-            self._last = raw[_START.size + _NUMBERS.size : -_CRC.size]
-            return raw
-        body = self._first + _NUMBERS.pack(record.token, record.revision) + self._last
-        return body + _CRC.pack(zlib.crc32(body))
+            rest_before, first = rest, raw[: _START.size]
+            last = raw[_START.size + _NUMBERS.size : -_CRC.size]
+            found.append(raw)
+    return found
+
+
+def _encode_one(record: Record) -> bytes | None:
+    """Encode a record with all that it has."""
+    if record is None:
+        return None
+    return encode(record, deadline_ns=record.deadline_ns if isinstance(record, Held) else None)
 
 
 def decode(raw: bytes, opened: Opened) -> Held | Failed | Done:

@@ -359,20 +359,19 @@ def plan_write(group: Group, *, stores_deadline: bool, counted_below: bytes | No
     """
     swaps: list[Swap] = []
     slots: dict[bytes, Slot] = {}
-    effects, encode = Effects(), codec.Encoder().encode
-    for key, before, after in group.changes():
-        record, raw = before
+    stored: list[tuple[bytes, Slot, Record]] = []
+    for change in group.changes():
+        key, (record, raw), after = change
         is_memory_only = not stores_deadline and _is_in_memory_only(record, after)
         if is_memory_only and not is_stored_as_expired(raw):
             slots[key] = Slot(after, raw)
-            continue
-        if after is None:
-            value = None
-        elif stores_deadline and isinstance(after, Held):
-            value = codec.encode(after, deadline_ns=after.deadline_ns)
         else:
-            value = encode(after)
+            stored.append(change)
+    values = codec.encode_all([after for _, _, after in stored], stores_deadline=stores_deadline)
+    effects = Effects()
+    for (key, before, after), value in zip(stored, values, strict=True):
         slots[key] = _make_slot((after, value))
+        raw = before.raw
         if value == raw:
             continue
         marks, adds = effects.of(key, _kind_before(before), _KINDS[type(after)])

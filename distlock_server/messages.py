@@ -246,8 +246,9 @@ def claim_reply(answers: Items, *, want_results: bool) -> pb.ClaimReply:
     if is_all_done:
         return pb.ClaimReply(states=bytes((pb.KEY_STATE_DONE,)) * len(items), revision=revision)
     reply = pb.ClaimReply(states=answer_states(items, now_ns), revision=revision)
-    granted = [record for answer, record in items if answer is Answer.GRANTED]
-    held = [record for record in granted if isinstance(record, Held)]
+    held = [
+        record for answer, record in items if answer is Answer.GRANTED and isinstance(record, Held)
+    ]
     reply.tokens.extend([record.token for record in held])
     reply.remaining_ns.extend([record.deadline_ns - now_ns for record in held])
     reply.attempts.extend([record.attempts for record in held])

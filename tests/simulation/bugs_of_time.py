@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -32,13 +33,12 @@ def wall_clock_for_expiry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def old_deadlines_after_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines are stored, and hold by the clock of the next boot."""
+    real = codec.encode_all
 
-    def encode(record: Record, *, stores_deadline: bool) -> bytes | None:
-        if isinstance(record, state.Held):
-            return codec.encode(record, deadline_ns=record.deadline_ns)
-        return None if record is None else codec.encode(record)
+    def encode_all(records: Iterable[Record], *, stores_deadline: bool) -> list[bytes | None]:
+        return real(records, stores_deadline=True)
 
-    monkeypatch.setattr(group, "_encode", encode)
+    monkeypatch.setattr(codec, "encode_all", encode_all)
 
 
 def no_time_after_restart(monkeypatch: pytest.MonkeyPatch) -> None:

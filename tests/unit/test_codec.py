@@ -19,6 +19,7 @@ from distlock_server.state import (
     Done,
     Failed,
     Held,
+    Record,
     Result,
     Storage,
 )
@@ -170,7 +171,7 @@ def test_different_records_have_different_bytes(
 
 
 batches = st.one_of(
-    st.lists(records, max_size=8),
+    st.lists(records | st.none(), max_size=8),
     # As in a batch: alike but for token and revision, with some others between them.
     st.builds(
         lambda first, numbers, other: [
@@ -187,10 +188,15 @@ batches = st.one_of(
 
 @BUSY_MACHINE
 @given(batch=batches)
-def test_batch_has_the_bytes_of_single_records(batch: list[Held | Failed | Done]) -> None:
-    """What an encoder takes over from the record before is right for the next one."""
-    encoder = codec.Encoder()
-    assert [encoder.encode(record) for record in batch] == [encode(record) for record in batch]
+def test_batch_has_the_bytes_of_single_records(batch: list[Record]) -> None:
+    """What is taken over from the record before is right for the next one."""
+    singly = [None if record is None else encode(record) for record in batch]
+    assert codec.encode_all(batch) == singly
+    with_deadlines = [
+        encode(record, deadline_ns=record.deadline_ns) if isinstance(record, Held) else raw
+        for record, raw in zip(batch, singly, strict=True)
+    ]
+    assert codec.encode_all(batch, stores_deadline=True) == with_deadlines
 
 
 def test_done_key_is_small() -> None:

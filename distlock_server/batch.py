@@ -60,6 +60,9 @@ class Items(NamedTuple):
     is_all_done: bool = False
 
 
+_MANY: Final = 4
+"""Fewer keys are claimed one by one, which is quicker then."""
+
 _A_DONE: Final = Done(token=1, owner="", since_wall_ns=0)
 _CLAIMED_DONE: Final = Item(
     step(_A_DONE, Claim(NO_CLAIM_ID, ttl_ns=1), Stamp(0, 0, 0, 0))[1].answer, _A_DONE
@@ -82,12 +85,12 @@ def claim(
     """
     if not wants_records and txn.are_plainly_done(keys):
         return _all_done(txn, keys)
-    absent = txn.are_absent(keys)
+    absent = txn.are_absent(keys) if len(keys) >= _MANY else [False] * len(keys)
     left = max_grants or len(keys)
     if max_grants:
         others = [key for key, is_absent in zip(keys, absent, strict=True) if not is_absent]
         left -= sum(_is_held_by(txn.get(key), command.claim_id) for key in others)
-    refused = command._replace(may_grant=False)
+    refused = command._replace(may_grant=False) if max_grants else command
     items: list[Item] = []
     for is_absent, _run in itertools.groupby(absent):
         run = keys[len(items) : len(items) + len(list(_run))]

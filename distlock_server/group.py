@@ -92,11 +92,8 @@ def kind_of_record(record: Record) -> Kind | None:
     return _KINDS[type(record)]
 
 
-def _kind_before(slot: Slot) -> Kind | None:
-    """Give the kind that is counted and indexed; of a damaged record, what its bytes say."""
-    record, raw = slot
-    if record is not None or raw is None:
-        return _KINDS[type(record)]
+def _kind_of_damaged(raw: bytes) -> Kind | None:
+    """Give the kind that is counted and indexed of a damaged record: what its bytes say."""
     try:
         return codec.kind_of(raw)
     except codec.CodecError:
@@ -369,12 +366,12 @@ def plan_write(group: Group, *, stores_deadline: bool, counted_below: bytes | No
             stored.append(change)
     values = codec.encode_all([after for _, _, after in stored], stores_deadline=stores_deadline)
     effects = Effects()
-    for (key, before, after), value in zip(stored, values, strict=True):
+    for (key, (record, raw), after), value in zip(stored, values, strict=True):
         slots[key] = _make_slot((after, value))
-        raw = before.raw
         if value == raw:
             continue
-        marks, adds = effects.of(key, _kind_before(before), _KINDS[type(after)])
+        was = _kind_of_damaged(raw) if record is None and raw is not None else _KINDS[type(record)]
+        marks, adds = effects.of(key, was, _KINDS[type(after)])
         if counted_below is not None and key >= counted_below:
             adds = ()
         swaps.append(_make_swap((key, raw, value, marks, adds)))

@@ -1,4 +1,4 @@
-"""Clients that claim one key after the other, each with a connection of its own: a child.
+"""Clients that claim one key after the other, on one connection or each on its own: a child.
 
 Its report: claims made, and half and 99 of 100 of their times in milliseconds.
 """
@@ -10,8 +10,9 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from typing import Any, TypeAlias
 
 from child import child_job, child_ready, our_client
 from client_2021 import Client2021
@@ -20,7 +21,10 @@ from run_once.keys import stored_key
 TTL_S = 60.0
 
 
-def ours(address: str, stack: ExitStack) -> Callable[[str], None]:
+Claim: TypeAlias = Callable[[str], None]
+
+
+def ours(address: str, stack: ExitStack) -> Claim:
     """Claim with our client."""
     client = stack.enter_context(our_client(address))
 
@@ -31,7 +35,7 @@ def ours(address: str, stack: ExitStack) -> Callable[[str], None]:
     return claim
 
 
-def old(address: str, stack: ExitStack) -> Callable[[str], None]:
+def old(address: str, stack: ExitStack) -> Claim:
     """Claim as the client of 2021 does."""
     client = Client2021(address)
     stack.callback(client.close)
@@ -42,10 +46,17 @@ def old(address: str, stack: ExitStack) -> Callable[[str], None]:
     return claim
 
 
+def connect(job: Mapping[str, Any], stack: ExitStack) -> list[Claim]:
+    """Give each thread its way to claim."""
+    make = ours if job["kind"] == "ours" else old
+    if job["is_shared"]:
+        return [make(job["address"], stack)] * job["clients"]
+    return [make(job["address"], stack) for _ in range(job["clients"])]
+
+
 def main() -> None:
     """Claim from so many threads for so long."""
     job = child_job()
-    connect = ours if job["kind"] == "ours" else old
     took_s: list[float] = []
 
     def client(number: int, claim: Callable[[str], None], keys: Iterator[int]) -> None:
@@ -56,7 +67,7 @@ def main() -> None:
             took_s.append(time.perf_counter() - start_s)
 
     with ExitStack() as stack:
-        claims = [connect(job["address"], stack) for _ in range(job["clients"])]
+        claims = connect(job, stack)
         for number, claim in enumerate(claims):
             claim(f"{os.getpid()}-{number}-first")  # connects
         barrier = threading.Barrier(len(claims))

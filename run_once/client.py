@@ -42,6 +42,14 @@ from run_once.channel import FORKED, Transport
 from run_once.clock import Clock, SystemClock
 from run_once.errors import ServerError
 from run_once.retrying import DEFAULT_RETRY, Caller, RetryPolicy
+from run_once.together import (
+    Ask,
+    Ends,
+    Ticket,
+    Together,
+    may_claim_together,
+    may_settle_together,
+)
 from run_once.transfers import download_result, upload_result
 
 __all__ = [
@@ -65,6 +73,8 @@ _WAIT_GRACE_S: Final = 10.0
 
 class LockClient:
     """Typed calls to one lock server; any number of threads may call at once.
+
+    Small claims and settlements of threads that call at the same time travel in one request.
 
     Every method raises `ServerUnavailableError` once the bound on retries is passed,
     `LimitError` if the server refuses the request as malformed or too large, and `ServerError`
@@ -101,6 +111,7 @@ class LockClient:
         jitter = rng or random.Random()  # noqa: S311 (not for secrets)
         self._caller = Caller(transport, self.clock, jitter, sleep, retry, source, revive)
         self._limits: pb.GetServerInfoReply | None = None
+        self._together = Together(max_keys)
 
     def with_retry(self, retry: RetryPolicy) -> LockClient:
         """Give a client over the same transport, clock and chance with other bounds on retries."""
@@ -125,7 +136,7 @@ class LockClient:
         keys: Sequence[bytes],
         *,
         ttl_s: float,
-        claim_id: bytes | None = None,
+        claim_id: bytes | Ticket | None = None,
         max_grants: int = 0,
         max_attempts: int = 0,
         ahead: bool = False,
@@ -137,7 +148,8 @@ class LockClient:
         Args:
             keys: Stored keys, each once; any number.
             ttl_s: Length of the leases.
-            claim_id: Identity of the claim; None: a new one.
+            claim_id: Identity of the claim; None: a new one. With a ticket, or none, the claim may
+                travel with those of other threads.
             max_grants: Grant at most so many; 0: no limit.
             max_attempts: Do not grant a key that was attempted so often; 0: no limit.
             ahead: The holder will not start at once.
@@ -147,6 +159,11 @@ class LockClient:
         Returns:
             States in the order of the keys, and the grants among them.
         """
+        if may_claim_together(keys, claim_id, max_grants, want_results=want_results):
+            ticket = claim_id if isinstance(claim_id, Ticket) else Ticket(self.new_claim_id())
+            return self._together.claim(Ask(self, ticket, keys, ttl_s, max_attempts, ahead))
+        if isinstance(claim_id, Ticket):
+            claim_id = claim_id.claim_id
         claim_id = claim_id or self.new_claim_id()
         states = bytearray()
         grants: list[Grant] = []
@@ -223,6 +240,14 @@ class LockClient:
         Returns:
             One answer per item, in order.
         """
+        if timeout_s is None and may_settle_together(items):
+            return self._together.settle(Ends(self, items))
+        return self.settle_alone(items, timeout_s=timeout_s)
+
+    def settle_alone(
+        self, items: Sequence[Settlement], *, timeout_s: float | None = None
+    ) -> list[SettleAnswer]:
+        """Settle in requests of their own; see `settle`."""
         send = partial(self._settle_part, timeout_s=timeout_s)
         return in_requests(items, lambda item: item.grant.key, self._max_keys, send)
 

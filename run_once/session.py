@@ -18,6 +18,7 @@ from run_once.config import SOURCE_OWN, Config, default_owner
 from run_once.errors import NotHeldError, RunOnceError
 from run_once.lease import Lease, LeaseHandle, LeaseKeeper
 from run_once.settler import Settler
+from run_once.together import Ticket
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class Session:
         self.keeper = keeper or LeaseKeeper(client)
         self.settler = Settler(self.complete_all, use_thread=uses_threads)
         self.address = client.transport.address
-        self._under_way: dict[bytes, _UnderWay] = {}
+        self._under_way: dict[Ticket, _UnderWay] = {}
 
     @classmethod
     def get(cls, config: Config) -> Session:
@@ -128,14 +129,15 @@ class Session:
             claim_id: Identity of the claim; None: a new one.
             frontier: Ask as well from where to ask next.
         """
-        claim_id = claim_id or self.client.new_claim_id()
+        # Without an id that stays, the claim may travel under that of another thread's claim.
+        ticket = Ticket(claim_id or self.client.new_claim_id())
         leases: list[Lease] = []
-        self._under_way[claim_id] = _UnderWay(list(keys), ttl_s, max_grants)
+        self._under_way[ticket] = _UnderWay(list(keys), ttl_s, max_grants)
         try:
             answer = self.client.claim(
                 keys,
                 ttl_s=ttl_s,
-                claim_id=claim_id,
+                claim_id=claim_id or ticket,
                 max_grants=max_grants,
                 max_attempts=max_attempts,
                 ahead=ahead,
@@ -155,10 +157,11 @@ class Session:
             # Interrupted: perhaps after the grant, and before anybody here knows of it.
             for lease in leases:
                 self.keeper.drop(lease)
-            self.free_claims([(claim_id, list(keys))], lease_s=ttl_s, max_grants=max_grants)
+            left = [(ticket.claim_id, list(keys))]
+            self.free_claims(left, lease_s=ttl_s, max_grants=max_grants)
             raise
         finally:
-            self._under_way.pop(claim_id, None)
+            self._under_way.pop(ticket, None)
 
     def free_claims(
         self, left: Sequence[tuple[bytes, list[bytes]]], *, lease_s: float, max_grants: int = 0
@@ -195,10 +198,9 @@ class Session:
         For when the process is about to end.
         """
         self.settler.flush(_FLUSH_TIMEOUT_S)
-        for claim_id, claim in list(self._under_way.items()):
-            self.free_claims(
-                [(claim_id, claim.keys)], lease_s=claim.ttl_s, max_grants=claim.max_grants
-            )
+        for ticket, claim in list(self._under_way.items()):
+            left = [(ticket.claim_id, claim.keys)]
+            self.free_claims(left, lease_s=claim.ttl_s, max_grants=claim.max_grants)
         self.release(self.keeper.leases())
 
     def complete(self, lease: AnyLease, result: pb.Result | None = None) -> SettleAnswer:

@@ -1,8 +1,9 @@
 """Calls of several threads that travel in one request.
 
-A thread that finds few requests under way sends its own at once, by itself. Else its call waits in
-line, and when a request comes back, whoever is first in line takes along all that may travel with
-it. Nobody waits for more calls to come, and no thread of ours is needed.
+A thread that finds no request under way sends its own at once, by itself. Else its call waits in
+line, and when the request comes back, whoever is first in line takes along all that may travel with
+it. Threads that have just come back may call again at once: if they were several, the next request
+waits for them, a millisecond at most. No thread of ours is needed.
 
 Who leads may be interrupted: another that travels with it repeats the request, so requests must be
 harmless to repeat. What comes back for somebody who is gone is handed to `drop`.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -28,8 +30,15 @@ MAX_TRIPS: Final = 1
 MAX_TOGETHER: Final = 1_000
 """Keys in one request that several calls share, at most."""
 
+LINGER_S: Final = 0.001
+"""So long a request waits for those who came back just before, if they were several."""
+
 PATIENCE_S: Final = 1.0
 """Who stood in line for so long sends its call by itself, so that no bound on time grows."""
+
+
+_BACK_WITHIN_S: Final = 0.002
+"""Who came back longer ago is not waited for: it has other things to do."""
 
 
 class _Rider(Generic[ItemT]):
@@ -101,7 +110,7 @@ class _Yard(Generic[ItemT]):
         is_old: It is that of the parent process.
     """
 
-    def __init__(self, max_trips: int, max_names: int) -> None:
+    def __init__(self, max_trips: int, max_names: int, linger_s: float) -> None:
         self.inside: set[int] = set()
         self.is_old = False
         self._lock = threading.Lock()
@@ -109,20 +118,47 @@ class _Yard(Generic[ItemT]):
         self._max_names = max_names
         self._trips: list[_Trip[ItemT]] = []
         self._line: deque[_Rider[ItemT]] = deque()
+        self._linger_s = linger_s
+        self._lingering: _Trip[ItemT] | None = None
+        self._n_expected = 1
+        self._came_back_s = 0.0
 
     def join(self, rider: _Rider[ItemT]) -> None:
         """Give a call a request of its own, or have it wait in line."""
         with self._lock:
             if len(self._trips) < self._max_trips and not self._line:
-                self._start(rider).has_left = True
-            else:
-                rider.prepare()
-                self._line.append(rider)
+                is_alone = self._n_expected == 1 or self._is_long_ago()
+                if not is_alone:
+                    rider.prepare()
+                self._start(rider).has_left = is_alone
+                return
+            rider.prepare()
+            self._line.append(rider)
+            if self._lingering is not None and self._are_all_here():
+                self._lingering.leader.wake()
+
+    def _is_long_ago(self) -> bool:
+        """Tell whether those who came back last have had the time to call again."""
+        return time.monotonic() - self._came_back_s > _BACK_WITHIN_S
+
+    def _are_all_here(self) -> bool:
+        """Tell whether as many want to travel as did when the last request came back."""
+        return len(self._line) + 1 >= self._n_expected
+
+    def _linger(self, trip: _Trip[ItemT]) -> None:
+        """Wait a moment for those who came back just before: they may call again at once."""
+        with self._lock:
+            if self._are_all_here() or self._linger_s <= 0:
+                return
+            self._lingering = trip
+        trip.leader.wait(self._linger_s)
+        self._lingering = None
 
     def depart(self, trip: _Trip[ItemT]) -> list[_Rider[ItemT]]:
         """Take along whoever may travel with the leader, once; give all that travel."""
         if trip.has_left:
             return trip.riders
+        self._linger(trip)
         with self._lock:
             like, names = trip.leader.like, set(trip.leader.names)
             for rider in list(self._line):
@@ -175,6 +211,9 @@ class _Yard(Generic[ItemT]):
                 return
         if trip in self._trips:
             self._trips.remove(trip)
+            self._n_expected = len(trip.riders) + len(self._line)
+            if self._n_expected > 1:
+                self._came_back_s = time.monotonic()
         while self._line and len(self._trips) < self._max_trips:
             rider = self._line[0]
             if rider.trip is None:
@@ -202,6 +241,7 @@ class Gather(Generic[ItemT, AnswerT]):
         *,
         max_trips: int = MAX_TRIPS,
         max_names: int = MAX_TOGETHER,
+        linger_s: float = LINGER_S,
         patience_s: float = PATIENCE_S,
     ) -> None:
         """Gather calls.
@@ -212,14 +252,16 @@ class Gather(Generic[ItemT, AnswerT]):
             drop: Takes the answer to an item that nobody waits for any more.
             max_trips: So many requests are under way before others wait.
             max_names: Names in one request that several calls share.
+            linger_s: A request waits for so long for those who came back just before.
             patience_s: Who waits for longer travels alone.
         """
         self._send = send
         self._drop = drop
         self._max_trips = max_trips
         self._max_names = max_names
+        self._linger_s = linger_s
         self._patience_s = patience_s
-        self._yard: _Yard[ItemT] = _Yard(max_trips, max_names)
+        self._yard: _Yard[ItemT] = _Yard(max_trips, max_names, linger_s)
         _watch(self)
 
     def call(self, item: ItemT, names: Sequence[bytes], like: Hashable = None) -> AnswerT:
@@ -253,7 +295,7 @@ class Gather(Generic[ItemT, AnswerT]):
     def forget(self) -> None:
         """Begin anew in a forked child: the threads of the other calls do not exist here."""
         self._yard.is_old = True
-        self._yard = _Yard(self._max_trips, self._max_names)
+        self._yard = _Yard(self._max_trips, self._max_names, self._linger_s)
 
     def _ride(self, yard: _Yard[ItemT], rider: _Rider[ItemT]) -> _Trip[ItemT] | None:
         """Travel, as the leader if it comes to that; None: there was no request to go with."""

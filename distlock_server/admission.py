@@ -198,29 +198,36 @@ class Admission(grpc.aio.ServerInterceptor):
         }
         self._others = Lane(MAX_REQUEST_BYTES)
         self._replies = Lane(MAX_UNREAD_BYTES, REPLY_ROOM_BYTES)
+        self._handlers: dict[str, Any] = {}
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
     ) -> Any:
         """Give a handler that reads its request only when there is room."""
-        handler = await continuation(handler_call_details)
         method = handler_call_details.method
+        made = self._handlers.get(method)
+        if made is not None:
+            return made
+        handler = await continuation(handler_call_details)
         if handler is None or not handler.unary_unary or method not in self._types:
             return handler
         # As a stream of one request: that is read only when the method asks for it.
-        return grpc.stream_unary_rpc_method_handler(self._admitted(handler, method))
+        made = grpc.stream_unary_rpc_method_handler(self._admitted(handler, method))
+        self._handlers[method] = made
+        return made
 
     def _admitted(self, handler: Any, method: str) -> Callable[[Any, Any], Awaitable[bytes]]:
         """Give a method that reads, parses and answers one request while there is room."""
         lane = self._lanes.get(method, self._others)
         kind = self._types[method]
+        wants = _long_if(method, kind)
 
         async def answer(_requests: Any, context: Any) -> bytes:
             raw = await _receive(lane, context)
             request = await parse_or_abort(raw, context, kind)
             del raw
             hold = None
-            if _is_long(method, request):
+            if wants is None or any(getattr(request, name) for name in wants):
                 if not await self._replies.enter():
                     await refuse(context, _FULL, _UNREAD)
                 hold = Hold(self._replies, REPLY_ROOM_BYTES)
@@ -240,10 +247,13 @@ class Admission(grpc.aio.ServerInterceptor):
         return answer
 
 
-def _is_long(method: str, request: Any) -> bool:
-    """Tell whether the reply to a request may be long."""
-    wants = ("want_results", "want_infos")
-    return method in _LONG_REPLIES or any(getattr(request, name, False) for name in wants)
+def _long_if(method: str, kind: MessageType) -> tuple[str, ...] | None:
+    """Name the fields of a request that ask for a reply that may be long; None: it always may."""
+    if method in _LONG_REPLIES:
+        return None
+    return tuple(
+        name for name in ("want_results", "want_infos") if name in kind.DESCRIPTOR.fields_by_name
+    )
 
 
 async def _receive(lane: Lane, context: Any) -> bytes:

@@ -159,7 +159,8 @@ class LockClient:
         Returns:
             States in the order of the keys, and the grants among them.
         """
-        if may_claim_together(keys, claim_id, max_grants, want_results=want_results):
+        is_plain = frontier is None and not want_results
+        if is_plain and may_claim_together(keys, claim_id, max_grants):
             ticket = claim_id if isinstance(claim_id, Ticket) else Ticket(self.new_claim_id())
             return self._together.claim(Ask(self, ticket, keys, ttl_s, max_attempts, ahead))
         if isinstance(claim_id, Ticket):

@@ -103,7 +103,7 @@ class Together:
 
 
 def may_claim_together(
-    keys: Sequence[bytes], claim_id: bytes | Ticket | None, max_grants: int, *, want_results: bool
+    keys: Sequence[bytes], claim_id: bytes | Ticket | None, max_grants: int
 ) -> bool:
     """Tell whether a claim may travel with others.
 
@@ -112,7 +112,6 @@ def may_claim_together(
     """
     return (
         not isinstance(claim_id, bytes)
-        and not want_results
         and 0 < len(keys) <= MAX_SMALL
         and (max_grants == 0 or max_grants >= len(keys))
         and _are_sound(keys)

@@ -20,6 +20,7 @@ from run_once.key_source import KeySource
 from run_once.lease import Lease
 from run_once.pace import Pace
 from run_once.pass_options import Counts, PassOptions
+from run_once.process import THIS
 from run_once.task import Claimed, Session
 from run_once.todo import Chunk, Todo, frontier_request
 
@@ -109,6 +110,8 @@ class Asker(Generic[ItemT]):
         self._todo: Todo[ItemT] = Todo()
         self._max_keys = source.block_keys  # in one request
         self._size = options.chunksize
+        self._spread = 1.0  # keys that are named for each that is granted
+        self._n_named = 0  # by the last request
         self._knows_frontier = True
         self._failed: dict[bytes, None] = {}
         self._pending: dict[bytes, ItemT] = {}
@@ -152,7 +155,7 @@ class Asker(Generic[ItemT]):
     def _n_to_read(self) -> int:
         """Say how many keys to read on, so that enough are at hand to ask for; 0: none."""
         source, is_short = self._source, self._pace.is_short
-        n_enough = self._size
+        n_enough = max(self._size, self._n_named)
         if self.is_skipping:
             n_enough = READ_BLOCKS * source.block_keys
         elif source.is_cheap:
@@ -230,14 +233,20 @@ class Asker(Generic[ItemT]):
     def _look_at_passed(self) -> None:
         """Look at stretches that others asked for: what is not done there is asked for.
 
-        The block is read as a whole, so that the server remembers those that are done, and the next
-        who looks at it need not.
+        A block is read as a whole, so that the server remembers it if it is done, and others need
+        not read it: workers that come to the end together begin with different ones.
         """
         with self._changed:
             chunks = [part.chunk for part in islice(self._todo.passed.values(), READ_BLOCKS)]
         known = self.session.client.blocks_done([chunk.digest for chunk in chunks])
-        for chunk, is_done in zip(chunks, known, strict=True):
-            states = b"" if is_done else self.session.client.lookup(chunk.keys).states
+        unknown = [chunk for chunk, is_done in zip(chunks, known, strict=True) if not is_done]
+        with self._changed:
+            for chunk, is_done in zip(chunks, known, strict=True):
+                if is_done:
+                    self._take_passed(chunk, b"")
+        if unknown:
+            chunk = unknown[THIS.pid % len(unknown)]
+            states = self.session.client.lookup(chunk.keys).states
             with self._changed:
                 self._take_passed(chunk, states)
 
@@ -342,16 +351,21 @@ class Asker(Generic[ItemT]):
             if blocks:
                 self._take_told(blocks, claimed.following)
             granted = self._sort(keys, items, claimed)
-            self._resize(claimed, len(keys), max(want, max_grants), max_grants)
+            self._resize(claimed, len(keys), max_grants)
         return granted
 
     def _n_next(self, want: int) -> int:
         """Say how many keys to ask for the next time."""
-        return min(max(self._size, want, 1), self._max_keys)
+        return self._n_to_name(max(want, 1))
+
+    def _n_to_name(self, max_grants: int) -> int:
+        """Say how many keys to name where so many may be granted."""
+        return min(max(self._size, round(max_grants * self._spread)), self._max_keys)
 
     def _take_todo(self, max_grants: int) -> tuple[list[bytes], list[ItemT]]:
         """Take the keys of the next request, but for those that this pass failed."""
-        keys, items = self._todo.take(max(self._size, min(max_grants, self._max_keys)))
+        self._n_named = self._n_to_name(max_grants)
+        keys, items = self._todo.take(self._n_named)
         if self._failed and not self._failed.keys().isdisjoint(keys):
             left = [
                 (key, item)
@@ -394,7 +408,7 @@ class Asker(Generic[ItemT]):
         self._todo.put_back(back_keys, back_items)
         return Granted(granted, claimed.leases)
 
-    def _resize(self, claimed: Claimed, n_keys: int, n_wanted: int, max_grants: int) -> None:
+    def _resize(self, claimed: Claimed, n_keys: int, max_grants: int) -> None:
         """Choose the size of the next request by how many keys of this one were granted."""
         n_granted = len(claimed.leases)
         if n_granted < max_grants and n_granted < n_keys:
@@ -402,9 +416,7 @@ class Asker(Generic[ItemT]):
         else:
             n_seen = claimed.states.rfind(pb.KEY_STATE_GRANTED) + 1
             spread = n_seen / max(n_granted, 1)
-            if spread > 1:
-                spread *= 1.25
-            n_next = round(n_wanted * spread)
-            self._size = min(max(n_next, self._options.chunksize), self._max_keys)
+            self._spread = spread * 1.25 if spread > 1 else 1.0
+            self._size = min(self._options.chunksize, self._max_keys)
         is_all_done = claimed.states.count(pb.KEY_STATE_DONE) == n_keys
         self.is_skipping = is_all_done and self._size == self._max_keys

@@ -269,6 +269,8 @@ class KeyPass(Generic[ItemT]):
                 f"{lease.ttl_s:g} s lasts; choose a longer one"
             )
         if is_ahead:
+            if not self._options.is_explicit:
+                self._untold.clear()  # who asks for the next item has ended the last one
             self._untold.append((now_ns, lease))
         return not lease.is_lost
 

@@ -42,9 +42,6 @@ READ_BLOCKS: Final = 16
 _SKIPPED_BLOCKS: Final = READ_BLOCKS // 2
 """So many are asked about together, unless there are no more."""
 
-_READ_AHEAD: Final = 8
-"""While keys are held ahead, so many requests' worth is read at once."""
-
 _SHARED_BLOCKS: Final = 3
 """So many blocks are named when the frontier is asked for."""
 
@@ -161,7 +158,7 @@ class Asker(Generic[ItemT]):
         elif source.is_cheap:
             n_enough += is_short * source.block_keys
         elif is_short and (self._options.chunksize > 1 or source.is_quick):
-            n_enough *= _READ_AHEAD
+            n_enough = max(n_enough, source.n_quickly)
         n_missing = n_enough - len(self._todo)
         return source.block_keys if source.is_cheap and n_missing > 0 else n_missing
 

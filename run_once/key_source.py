@@ -75,6 +75,7 @@ class KeySource(Generic[ItemT]):
         self._min_block_keys = min_block_keys
         self._items: Iterator[ItemT] = iter(items)
         self._n_read = 0
+        self._item_ns: float = SLOW_READ_NS
         self._make_keys = make_keys
         self._clock = clock
 
@@ -88,6 +89,7 @@ class KeySource(Generic[ItemT]):
         Returns:
             What was read; a key that comes twice is in it once.
         """
+        began_ns = self._clock.now_ns()
         begin = self._n_read
         size = min(size, self.block_keys - begin % self.block_keys)
         items = self._read_items(size, prompt_size)
@@ -99,7 +101,14 @@ class KeySource(Generic[ItemT]):
             keys, self.error, self.is_exhausted = self._good_keys(items), error, True
             items, is_block = items[: len(keys)], False
         keys, items = without_repeated(keys, items)
+        if items:
+            self._item_ns = (self._clock.now_ns() - began_ns) / len(items)
         return Chunk(keys, items, is_block=is_block)
+
+    @property
+    def n_quickly(self) -> int:
+        """How many items can be read, and given their keys, without anybody noticing."""
+        return min(self.block_keys, round(SLOW_READ_NS / max(self._item_ns, 1)))
 
     def _is_block(self, n_items: int) -> bool:
         """Tell whether so many items, from the start of a block on, are all of it."""

@@ -34,6 +34,7 @@ REQUESTS: Final[dict[str, Any]] = {
     "Claim": pb.ClaimRequest(keys=[b"a"], claim_id=bytes(16), ttl_ns=10**9),
     "Renew": pb.RenewRequest(),
     "Settle": pb.SettleRequest(),
+    "Frontier": pb.FrontierRequest(n_keys=1),
     "Lookup": pb.LookupRequest(keys=[b"a"]),
     "Wait": pb.WaitRequest(),
     "List": pb.ListRequest(),

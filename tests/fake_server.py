@@ -168,6 +168,8 @@ class FakeServer:
                 reply.results.append(_result_message(record))
         reply.states = bytes(states)
         reply.revision = self._revision
+        if request.HasField("frontier"):
+            reply.next.CopyFrom(self._frontier(request.frontier))
         return reply
 
     def _renew(self, request: pb.RenewRequest) -> pb.RenewReply:

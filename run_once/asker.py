@@ -252,9 +252,16 @@ class Asker(Generic[ItemT]):
         keys: list[bytes] = []
         items: list[ItemT] = []
         for begin, end in self._todo.take_passed(chunk):
+            n_done = states.count(pb.KEY_STATE_DONE, begin, end) if states else end - begin
+            self._counts.found_done += n_done
+            if n_done == end - begin:
+                continue
             for place in range(begin, end):
-                if not states or states[place] == pb.KEY_STATE_DONE:
-                    self._counts.found_done += 1
+                state = states[place]
+                if state == pb.KEY_STATE_DONE:
+                    continue
+                if state in BUSY_STATES:
+                    self.set_aside(chunk.keys[place], chunk.items[place], state)
                 else:
                     keys.append(chunk.keys[place])
                     items.append(chunk.items[place])

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FRESH_SHARE: Final = 0.9
 """Left of a fixed time when it is handed out: 95 %, less the client's margin, which is 5 %."""
 
+_LEFT_ALONE: Final = (pb.KEY_STATE_DONE, pb.KEY_STATE_BUSY, pb.KEY_STATE_BUSY_AHEAD)
+
 MARGIN_SHARE: Final = 0.05
 
 
@@ -127,12 +129,12 @@ class LoopPromises:
             seen.seen.update(zip(request.keys, reply.states, strict=True))
         elif isinstance(reply, pb.LookupReply) and seen is not None:
             assert isinstance(request, pb.LookupRequest)
-            # A pass looks at whole blocks, and decides only what it passed over, if that is done.
+            # A pass looks at whole blocks, and asks for what it passed over and finds free.
             pairs = zip(request.keys, reply.states, strict=True)
-            keys = [key for key, state in pairs if state == pb.KEY_STATE_DONE]
+            seen.seen.update((key, state) for key, state in pairs if state in _LEFT_ALONE)
             for digest in done_blocks(request, reply):
-                keys += self._worker.world.blocks[digest]
-            seen.seen.update(dict.fromkeys(keys, pb.KEY_STATE_DONE))
+                keys = self._worker.world.blocks[digest]
+                seen.seen.update(dict.fromkeys(keys, pb.KEY_STATE_DONE))
 
     # -- what the loop does -----------------------------------------------------------------------
 

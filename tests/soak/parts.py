@@ -228,16 +228,16 @@ def slow_suite(name: str, limit_s: float, min_run_s: float) -> Part:
 
 
 PARTS: Final[dict[str, Part]] = {
-    "simulated seeds": Part(simulate, 26, "30,000"),
-    "power cuts leveldb": Part(partial(with_rig, "leveldb", cut), 14, "600 with rocksdb"),
-    "power cuts rocksdb": Part(partial(with_rig, "rocksdb", cut), 4),
+    "simulated seeds": Part(simulate, 36, "30,000"),
+    "power cuts leveldb": Part(partial(with_rig, "leveldb", cut), 12, "600 with rocksdb"),
+    "power cuts rocksdb": Part(partial(with_rig, "rocksdb", cut), 3),
     "crashes at failpoints": Part(partial(with_rig, "leveldb", crash), 2),
     "syncs that fail": Part(partial(with_rig, "leveldb", fail_syncs), 1),
-    "flipped bits leveldb": Part(partial(flip_bits, "leveldb"), 4, "5,000 with rocksdb"),
-    "flipped bits rocksdb": Part(partial(flip_bits, "rocksdb"), 2),
+    "flipped bits leveldb": Part(partial(flip_bits, "leveldb"), 3, "5,000 with rocksdb"),
+    "flipped bits rocksdb": Part(partial(flip_bits, "rocksdb"), 1),
     "pauses and partitions": Part(disturb, 5, "120"),
     "linearizability": Part(linearize, 2),
-    "hostile requests": Part(be_hostile, 27, "100,000"),
+    "hostile requests": Part(be_hostile, 28, "100,000"),
     "fuzzing": Part(fuzz_all, 15, "1,000,000", limit_s=900.0),
     "load": Part(load, 2),
     "planted bugs": Part(plant_bugs, 0, "all", times_an_hour=1),

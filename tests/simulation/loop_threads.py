@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _SETTLE_PAUSES_MS: Final = (0, 0, 1, 10, 50, 99)
 _WAKE_PAUSES_MS: Final = (0, 0, 1, 5)
+WAKE_NS: Final = (max(_WAKE_PAUSES_MS) + 1) * MS
+"""A thread that is woken acts within this time."""
+
 STEP_NS: Final = 10_000
 """No thread that waits wakes sooner: clocks that are rounded must not stand still."""
 

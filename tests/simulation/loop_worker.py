@@ -15,7 +15,14 @@ from run_once.pass_options import PassOptions
 from run_once.session import Claimed, Session
 from run_once.todo import Chunk
 from tests.simulation.loop_promises import LoopPromises, PassWatch
-from tests.simulation.loop_threads import STEP_NS, MustWait, SimLoop, SimPass, SimSettler
+from tests.simulation.loop_threads import (
+    STEP_NS,
+    WAKE_NS,
+    MustWait,
+    SimLoop,
+    SimPass,
+    SimSettler,
+)
 from tests.simulation.network import SimTransport
 from tests.simulation.schedule import MS, S
 from tests.simulation.server import MIN_BLOCK_KEYS
@@ -321,7 +328,8 @@ class LoopWorker(Worker):
         assert ahead is not None
         overdue_ns = running.pace.overdue_ns()
         is_due = ahead.due_ns is not None and ahead.due_ns <= self.schedule.now_ns
-        is_due = is_due or ahead.busy_until_ns > self.schedule.now_ns - MS
+        # What was woken while it waited for the server looks again within this.
+        is_due = is_due or ahead.busy_until_ns > self.schedule.now_ns - WAKE_NS
         if overdue_ns is None or ahead.is_running or is_due:
             return
         since_ns = self._due_ns - self._began_ns - self.clock.real_ns(overdue_ns)

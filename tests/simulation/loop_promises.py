@@ -129,9 +129,11 @@ class LoopPromises:
             seen.seen.update(zip(request.keys, reply.states, strict=True))
         elif isinstance(reply, pb.LookupReply) and seen is not None:
             assert isinstance(request, pb.LookupRequest)
-            # A pass looks at whole blocks, and asks for what it passed over and finds free.
-            pairs = zip(request.keys, reply.states, strict=True)
-            seen.seen.update((key, state) for key, state in pairs if state in _LEFT_ALONE)
+            # A pass looks at whole blocks, and asks for what it passed over and finds free; what
+            # it left to others before stays left.
+            for key, state in zip(request.keys, reply.states, strict=True):
+                if state in _LEFT_ALONE and seen.seen.get(key) != pb.KEY_STATE_BUSY:
+                    seen.seen[key] = state
             for digest in done_blocks(request, reply):
                 keys = self._worker.world.blocks[digest]
                 seen.seen.update(dict.fromkeys(keys, pb.KEY_STATE_DONE))

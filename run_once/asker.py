@@ -46,7 +46,7 @@ _SHARED_BLOCKS: Final = 3
 """So many blocks are named when the frontier is asked for."""
 
 _MAX_PASSED_BLOCKS: Final = 64
-"""Beyond so many blocks that others work on as well, the first are looked at."""
+"""Beyond so many blocks that others work on, too, nothing is read on: the first are looked at."""
 
 BUSY_STATES: Final = (pb.KEY_STATE_BUSY, pb.KEY_STATE_BUSY_AHEAD)
 _NS_PER_S: Final = 1_000_000_000
@@ -139,7 +139,7 @@ class Asker(Generic[ItemT]):
     def read(self) -> bool:
         """Read on in the caller's iterable if too little is left to ask for."""
         source = self._source
-        if source.is_exhausted:
+        if source.is_exhausted or len(self._todo.passed) > _MAX_PASSED_BLOCKS:
             return False
         n_missing = self._n_to_read()
         if n_missing <= 0 or (source.is_slow and self._todo):

@@ -10,6 +10,7 @@ gRPC is imported by the first call, since that takes a tenth of a second.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import weakref
@@ -319,6 +320,11 @@ class _ForkGate:
         self._changed.notify_all()
         self._changed.release()
 
+    def close_all(self) -> None:
+        """Close what was left open."""
+        for transport in tuple(self._transports):
+            transport.close()
+
     def _after_in_child(self) -> None:
         """Begin anew: the threads of the parent's calls do not exist here."""
         self._reset()
@@ -329,3 +335,6 @@ class _ForkGate:
 _PARENTS_CHANNELS: Final[list[object]] = []
 """Kept for ever: freeing one in a forked child would wait for threads that are not there."""
 _GATE: Final = _ForkGate()
+atexit.register(_GATE.close_all)
+"""Behind all that was registered later and still needs a connection. Left to the interpreter, a
+connection would wait for a call that was interrupted, and whose thread is no more."""

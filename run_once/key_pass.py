@@ -269,9 +269,10 @@ class KeyPass(Generic[ItemT]):
                 f"{lease.ttl_s:g} s lasts; choose a longer one"
             )
         if is_ahead:
-            if not self._options.is_explicit:
-                self._untold.clear()  # who asks for the next item has ended the last one
-            self._untold.append((now_ns, lease))
+            if self._options.is_explicit:
+                self._untold.append((now_ns, lease))
+            else:  # who asks for the next item has ended the last one; the other thread reads this
+                self._untold = deque([(now_ns, lease)])
         return not lease.is_lost
 
     def _freshen(self, lease: Lease) -> None:

@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.message import Message
 
 from distlock_proto import lock_table_pb2 as pb
+from run_once import asker
 from run_once.channel import TransportError
 from run_once.key_pass import KeyPass
 from run_once.key_source import KeySource, key_maker
@@ -135,6 +136,21 @@ def test_what_was_given_back_is_found(server: FakeServer) -> None:
     while second.step():
         pass
     assert sorted(first.done + second.done) == NAMES
+
+
+def test_what_is_passed_is_bounded(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who passes over many blocks looks at the first before it reads on."""
+    monkeypatch.setattr(asker, "_MAX_PASSED_BLOCKS", 1)
+    first, second = Worker(server), Worker(server)
+    most = 0
+    for worker in itertools.cycle((first, second)):
+        if not all(worker.step() for _ in range(10)):
+            break
+        most = max(most, len(worker.running._asker._todo.passed))
+    while first.step() or second.step():
+        pass
+    assert sorted(first.done + second.done) == NAMES
+    assert 1 <= most <= 3
 
 
 def test_a_later_run_begins_at_the_front(server: FakeServer) -> None:

@@ -24,6 +24,8 @@ FRESH_SHARE: Final = 0.9
 
 _LEFT_ALONE: Final = (pb.KEY_STATE_DONE, pb.KEY_STATE_BUSY, pb.KEY_STATE_BUSY_AHEAD)
 
+_LEFT_BEFORE: Final = (pb.KEY_STATE_BUSY, pb.KEY_STATE_EXHAUSTED)
+
 MARGIN_SHARE: Final = 0.05
 
 
@@ -132,7 +134,7 @@ class LoopPromises:
             # A pass looks at whole blocks, and asks for what it passed over and finds free; what
             # it left to others before stays left.
             for key, state in zip(request.keys, reply.states, strict=True):
-                if state in _LEFT_ALONE and seen.seen.get(key) != pb.KEY_STATE_BUSY:
+                if state in _LEFT_ALONE and seen.seen.get(key) not in _LEFT_BEFORE:
                     seen.seen[key] = state
             for digest in done_blocks(request, reply):
                 keys = self._worker.world.blocks[digest]

@@ -63,7 +63,7 @@ class Asker(Generic[ItemT]):
     """What is left of a pass's keys, and the requests for them.
 
     The keys are read by the thread that asks for items; either thread of the pass asks the server,
-    one at a time. All that is remembered here is guarded by the pass's `changed`.
+    one at a time. All that is remembered here is guarded by the pass's mutex.
 
     Attributes:
         session: The connection.
@@ -79,7 +79,7 @@ class Asker(Generic[ItemT]):
         clock: Clock,
         pace: Pace,
         counts: Counts,
-        changed: threading.Condition,
+        mutex: threading.Lock,
         is_own: Callable[[bytes], bool],
     ) -> None:
         """Begin with nothing read.
@@ -91,7 +91,7 @@ class Asker(Generic[ItemT]):
             clock: The process's time.
             pace: Learns how long requests take.
             counts: Learns what was found done, busy and exhausted.
-            changed: Guards what is remembered.
+            mutex: Guards what is remembered.
             is_own: Tells whether the pass holds or has handed out a key.
         """
         self.session = session
@@ -102,7 +102,7 @@ class Asker(Generic[ItemT]):
         self._clock = clock
         self._pace = pace
         self._counts = counts
-        self._changed = changed
+        self._mutex = mutex
         self._is_own = is_own
         self._todo: Todo[ItemT] = Todo()
         self._max_keys = source.block_keys  # in one request
@@ -114,10 +114,10 @@ class Asker(Generic[ItemT]):
         self._pending: dict[bytes, ItemT] = {}
         self._revisit_ns = clock.now_ns() + round(options.ttl_s * _NS_PER_S)
 
-    def after_fork(self, session: Session, changed: threading.Condition) -> None:
+    def after_fork(self, session: Session, mutex: threading.Lock) -> None:
         """Go on in a forked child."""
         self.session = session
-        self._changed = changed
+        self._mutex = mutex
 
     @property
     def n_todo(self) -> int:
@@ -145,7 +145,7 @@ class Asker(Generic[ItemT]):
         if n_missing <= 0 or (source.is_slow and self._todo):
             return False
         chunk = source.read(n_missing, 0 if self._todo else self._options.chunksize)
-        with self._changed:
+        with self._mutex:
             self._todo.append(chunk)
         return True
 
@@ -196,7 +196,7 @@ class Asker(Generic[ItemT]):
         if now_ns < self._revisit_ns:
             return
         self._revisit_ns = now_ns + round(self._options.ttl_s * _NS_PER_S)
-        with self._changed:
+        with self._mutex:
             self._todo.put_back(list(self._pending), list(self._pending.values()))
             self._pending = {}
 
@@ -215,7 +215,7 @@ class Asker(Generic[ItemT]):
         keys = list(islice(self._pending, self._max_keys))
         timeout_s = WAIT_S if self._options.waits else AHEAD_WAIT_S
         states = self.session.client.wait(keys, timeout_s)
-        with self._changed:
+        with self._mutex:
             free: dict[bytes, ItemT] = {}
             for key, state in zip(keys, states, strict=True):
                 item = self._pending.pop(key)
@@ -233,18 +233,18 @@ class Asker(Generic[ItemT]):
         A block is read as a whole, so that the server remembers it if it is done, and others need
         not read it: workers that come to the end together begin with different ones.
         """
-        with self._changed:
+        with self._mutex:
             chunks = [part.chunk for part in islice(self._todo.passed.values(), READ_BLOCKS)]
         known = self.session.client.blocks_done([chunk.digest for chunk in chunks])
         unknown = [chunk for chunk, is_done in zip(chunks, known, strict=True) if not is_done]
-        with self._changed:
+        with self._mutex:
             for chunk, is_done in zip(chunks, known, strict=True):
                 if is_done:
                     self._take_passed(chunk, b"")
         if unknown:
             chunk = unknown[THIS.pid % len(unknown)]
             states = self.session.client.lookup(chunk.keys).states
-            with self._changed:
+            with self._mutex:
                 self._take_passed(chunk, states)
 
     def _take_passed(self, chunk: Chunk[ItemT], states: bytes) -> None:
@@ -288,12 +288,12 @@ class Asker(Generic[ItemT]):
 
     def _skip_blocks(self) -> bool:
         """Pass over whole blocks that the server knows to be done; tell whether there were any."""
-        with self._changed:
+        with self._mutex:
             blocks = self._todo.new_blocks(READ_BLOCKS)
         if not blocks:
             return False
         known = self.session.client.blocks_done([block.digest for block in blocks])
-        with self._changed:
+        with self._mutex:
             for block, is_done in zip(blocks, known, strict=True):
                 block.is_new = False  # not asked about again
                 if is_done:
@@ -309,10 +309,10 @@ class Asker(Generic[ItemT]):
 
     def _follow_frontier(self, n_keys: int) -> None:
         """Ask where to go on."""
-        with self._changed:
+        with self._mutex:
             blocks = self._todo.shared(_SHARED_BLOCKS)
         told = self.session.client.next_slice(frontier_request(blocks, n_keys))
-        with self._changed:
+        with self._mutex:
             self._take_told(blocks, told)
 
     def _take_told(self, blocks: list[Chunk[ItemT]], told: pb.Slice | None) -> None:
@@ -324,7 +324,7 @@ class Asker(Generic[ItemT]):
 
     def _claim(self, max_grants: int, want: int, *, is_ahead: bool) -> Granted[ItemT]:
         nothing: Granted[ItemT] = Granted([], [])
-        with self._changed:
+        with self._mutex:
             keys, items = self._take_todo(max_grants)
             # Before it is known how long bodies take, keys are told one at a time: in order.
             is_asked = self._todo.is_spread and self._pace.is_short
@@ -347,11 +347,11 @@ class Asker(Generic[ItemT]):
             )
         finally:
             if claimed is None:
-                with self._changed:
+                with self._mutex:
                     self._todo.put_back(keys, items)
         if claimed.leases:  # else it looked at keys that were done, perhaps at very many
             self._pace.note_request(self._clock.now_ns() - began_ns)
-        with self._changed:
+        with self._mutex:
             if blocks:
                 self._take_told(blocks, claimed.following)
             granted = self._sort(keys, items, claimed)

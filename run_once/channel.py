@@ -246,7 +246,9 @@ class _ForkGate:
 
     def _reset(self) -> None:
         """Forget the calls: there are none, or they are those of the parent."""
-        self._changed = threading.Condition(threading.RLock())
+        # Not `with` of the condition itself: an interrupt in that can leave it locked.
+        self._mutex = threading.RLock()
+        self._changed = threading.Condition(self._mutex)
         self._is_forking = False
         self._calls_by_thread: dict[int, int] = {}
         self._long: list[Any] = []
@@ -254,7 +256,7 @@ class _ForkGate:
 
     def watch(self, transport: GrpcTransport) -> None:
         """Register a transport, and with the first one the handlers."""
-        with self._changed:
+        with self._mutex:
             self._transports.add(transport)
             if not self._is_registered and hasattr(os, "register_at_fork"):
                 self._is_registered = True
@@ -267,7 +269,7 @@ class _ForkGate:
     def enter(self) -> None:
         """Begin a call, after a fork that goes on."""
         me = threading.get_ident()
-        with self._changed:
+        with self._mutex:
             while self._is_forking and me not in self._calls_by_thread:
                 self._changed.wait()
             self._calls_by_thread[me] = self._calls_by_thread.get(me, 0) + 1
@@ -275,7 +277,7 @@ class _ForkGate:
     def leave(self) -> None:
         """End a call."""
         me = threading.get_ident()
-        with self._changed:
+        with self._mutex:
             count = self._calls_by_thread.pop(me, 0)
             if count > 1:
                 self._calls_by_thread[me] = count - 1
@@ -283,19 +285,19 @@ class _ForkGate:
 
     def add_long(self, future: Any) -> None:
         """Name a call that a fork may cancel."""
-        with self._changed:
+        with self._mutex:
             self._long.append(future)
             if self._is_forking:
                 self._cut_calls()
 
     def is_cut(self, future: Any) -> bool:
         """Tell whether a call was cancelled for a fork."""
-        with self._changed:
+        with self._mutex:
             return future in self._cut
 
     def drop_long(self, future: Any) -> None:
         """Take back what `add_long` named."""
-        with self._changed:
+        with self._mutex:
             for calls in (self._long, self._cut):
                 if future in calls:
                     calls.remove(future)

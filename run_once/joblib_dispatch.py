@@ -131,7 +131,9 @@ class Dispatcher:
         self._settler = Settler(session, self._settled, self._unsettled)
         self._leaders: dict[bytes, Item] | None = {} if joins_equal else None
         self._serial = itertools.count()
-        self._condition = threading.Condition()
+        # Not `with` of the condition itself: an interrupt in that can leave it locked.
+        self._mutex = threading.RLock()
+        self._condition = threading.Condition(self._mutex)
         self._threads: dict[str, threading.Thread] = {}
         self._open_jobs: weakref.WeakSet[Job] = weakref.WeakSet()
         self._closed = False
@@ -152,7 +154,7 @@ class Dispatcher:
 
     def submit(self, job: Job) -> None:
         """Queue a job; returns at once."""
-        with self._condition:
+        with self._mutex:
             self._start("keys", self._make_keys)
             for number in range(N_DISPATCHERS):
                 self._start(f"dispatcher {number}", self._dispatch)
@@ -162,10 +164,10 @@ class Dispatcher:
 
     def close(self) -> Left:
         """Stop: nothing is looked up or run any more."""
-        with self._condition:
+        with self._mutex:
             self._closed = True
         ran = self._settler.close()
-        with self._handing_over, self._condition:
+        with self._handing_over, self._mutex:
             for queue in (self._jobs, self._new, self._free, self._cold, self._busy, self._later):
                 queue.clear()
             claims = list(self._in_flight.items())
@@ -194,7 +196,7 @@ class Dispatcher:
 
     def _broke(self, error: Exception) -> None:
         logger.error("run_once broke in a thread of Parallel: please report it", exc_info=error)
-        with self._condition:
+        with self._mutex:
             jobs = list(self._open_jobs)
         for job in jobs:
             job.fail(error)
@@ -203,14 +205,14 @@ class Dispatcher:
 
     def _make_keys(self) -> None:
         while True:
-            with self._condition:
+            with self._mutex:
                 while not (self._jobs or self._closed):
                     self._condition.wait()
                 if self._closed:
                     return
                 job = self._jobs.popleft()
             items = self._items_of(job)
-            with self._condition:
+            with self._mutex:
                 self._new.extend(items)
                 self._condition.notify_all()
 
@@ -232,7 +234,7 @@ class Dispatcher:
         """Join an item to an equal one that is on its way; tell whether there is one."""
         if self._leaders is None:
             return False
-        with self._condition:
+        with self._mutex:
             leader = self._leaders.setdefault(item.key, item)
             if leader is not item:
                 leader.followers.append(item)
@@ -242,7 +244,7 @@ class Dispatcher:
 
     def _dispatch(self) -> None:
         while True:
-            with self._condition:
+            with self._mutex:
                 while not (self._closed or self._has_work()):
                     self._condition.wait(self._until_later_s())
                     self._take_later()
@@ -254,7 +256,7 @@ class Dispatcher:
                 try:
                     self._look_up(items)
                 finally:
-                    with self._condition:
+                    with self._mutex:
                         self._n_asking -= 1
             self._hand_over()
 
@@ -316,7 +318,7 @@ class Dispatcher:
         self._keep_leases(found)
         cold = [item for item in items if self._sort(item, found[item.key])]
         if is_short:
-            with self._condition:
+            with self._mutex:
                 self._free.extend(item for item in cold if item.lease is None)
             cold = [item for item in cold if item.lease is not None]
         self._split(cold)
@@ -326,7 +328,7 @@ class Dispatcher:
         leases = {
             key: each.lease for key, each in found.items() if isinstance(each, Cold) and each.lease
         }
-        with self._condition:
+        with self._mutex:
             is_closed = self._closed
             if not is_closed:
                 self._leases.update(leases)
@@ -341,7 +343,7 @@ class Dispatcher:
             return True
         if isinstance(found, Busy):
             item.was_busy = True
-            with self._condition:
+            with self._mutex:
                 self._start("waiter", self._wait)
                 self._busy.setdefault(item.key, []).append(item)
                 self._condition.notify_all()
@@ -372,7 +374,7 @@ class Dispatcher:
 
     def _hand_over(self) -> None:
         while True:
-            with self._condition:
+            with self._mutex:
                 if self._closed or not self._has_room():
                     return
                 items = self._cold.popleft()
@@ -401,7 +403,7 @@ class Dispatcher:
             items[0].job.fail(error)
 
         with self._handing_over:
-            with self._condition:
+            with self._mutex:
                 if self._closed:
                     return
                 if to_claim:
@@ -427,12 +429,12 @@ class Dispatcher:
         return replace(self._options, max_inline_bytes=limits.max_inline_result_bytes)
 
     def _landed(self, claim_id: bytes) -> None:
-        with self._condition:
+        with self._mutex:
             self._in_flight.pop(claim_id, None)
         self._make_room()
 
     def _make_room(self) -> None:
-        with self._condition:
+        with self._mutex:
             self._n_running -= 1
             self._condition.notify_all()
 
@@ -458,7 +460,7 @@ class Dispatcher:
         """End an item, and those that follow it."""
         items = [item]
         if self._leaders is not None:
-            with self._condition:
+            with self._mutex:
                 self._leaders.pop(item.key, None)
             items += item.followers
         for each in items:
@@ -471,7 +473,7 @@ class Dispatcher:
         if not isinstance(verdict, float):
             self._settle(item, verdict)
             return
-        with self._condition:
+        with self._mutex:
             if not self._closed:
                 due_s = time.monotonic() + verdict
                 heapq.heappush(self._later, (due_s, next(self._serial), item))
@@ -480,14 +482,14 @@ class Dispatcher:
     def _queue_again(self, item: Item) -> None:
         """Look an item up again that another holds or completed."""
         item.was_busy = True
-        with self._condition:
+        with self._mutex:
             if not self._closed:
                 self._new.append(item)
                 self._condition.notify_all()
 
     def _drop_leases(self, items: Sequence[Item]) -> None:
         """Forget leases that came to their end, which makes room for others."""
-        with self._condition:
+        with self._mutex:
             for item in items:
                 self._leases.pop(item.key, None)
                 item.lease = None
@@ -530,7 +532,7 @@ class Dispatcher:
         known: set[bytes] = set()
         poll_s = MIN_WAIT_S
         while True:
-            with self._condition:
+            with self._mutex:
                 while not (self._busy or self._closed):
                     self._condition.wait()
                 if self._closed:
@@ -549,5 +551,5 @@ class Dispatcher:
                 self._queue_again(item)
 
     def _take_busy(self, keys: Sequence[bytes]) -> list[Item]:
-        with self._condition:
+        with self._mutex:
             return [item for key in keys for item in self._busy.pop(key, [])]

@@ -31,14 +31,16 @@ class Settler:
         self._session = session
         self._settled = settled
         self._unsettled = unsettled
-        self._changed = threading.Condition()
+        # Not `with` of the condition itself: an interrupt in that can leave it locked.
+        self._mutex = threading.RLock()
+        self._changed = threading.Condition(self._mutex)
         self._queue: list[tuple[Item, Ran[Any]]] = []
         self._is_closed = False
         self._thread: threading.Thread | None = None
 
     def put(self, ran: list[tuple[Item, Ran[Any]]]) -> None:
         """Queue calls; once closed they are dropped, and their leases run out or are released."""
-        with self._changed:
+        with self._mutex:
             if self._is_closed:
                 return
             self._queue += ran
@@ -55,7 +57,7 @@ class Settler:
         Returns:
             What ran and is not settled yet.
         """
-        with self._changed:
+        with self._mutex:
             self._is_closed = True
             left, self._queue = self._queue, []
             self._changed.notify()
@@ -63,7 +65,7 @@ class Settler:
 
     def _run(self) -> None:
         while True:
-            with self._changed:
+            with self._mutex:
                 while not (self._queue or self._is_closed):
                     self._changed.wait()
                 if self._is_closed:

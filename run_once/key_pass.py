@@ -79,8 +79,10 @@ class KeyPass(Generic[ItemT]):
         self._clock = clock
         self._settled: deque[LiveItem[ItemT]] = deque()
         self._out: dict[bytes, LiveItem[ItemT]] = {}
-        # Guarded by _changed.
-        self._changed = threading.Condition(threading.Lock())
+        # Guarded by _mutex: `with` of the condition itself is no safe one, since an interrupt in it
+        # can leave it locked.
+        self._mutex = threading.Lock()
+        self._changed = threading.Condition(self._mutex)
         self._asker = Asker(
             source,
             session,
@@ -88,7 +90,7 @@ class KeyPass(Generic[ItemT]):
             clock=clock,
             pace=self.pace,
             counts=self.counts,
-            changed=self._changed,
+            mutex=self._mutex,
             is_own=self._is_own,
         )
         self._ready: deque[tuple[ItemT, Lease]] = deque()
@@ -143,7 +145,7 @@ class KeyPass(Generic[ItemT]):
     def on_settled(self, item: LiveItem[Any]) -> None:
         """Count an outcome; called in whichever thread settled the item."""
         counts, outcome = self.counts, item.outcome
-        with self._changed:
+        with self._mutex:
             if outcome is Outcome.LOST or outcome is Outcome.FAILED:
                 self._settled.append(item)
             elif self._out.get(item.key) is item:
@@ -165,7 +167,7 @@ class KeyPass(Generic[ItemT]):
         Returns:
             The leases that were held ahead and not started, to be given back.
         """
-        with self._changed:
+        with self._mutex:
             self._is_closed = True
             left = [lease for _, lease in self._ready]
             self._ready.clear()
@@ -182,8 +184,9 @@ class KeyPass(Generic[ItemT]):
     def after_fork(self, session: Session) -> None:
         """Go on in a forked child, without what the parent holds."""
         self.session = session
-        self._changed = threading.Condition(threading.Lock())
-        self._asker.after_fork(session, self._changed)
+        self._mutex = threading.Lock()
+        self._changed = threading.Condition(self._mutex)
+        self._asker.after_fork(session, self._mutex)
         self.wake = None
         self._is_asking = False
         self._settled.clear()
@@ -200,7 +203,7 @@ class KeyPass(Generic[ItemT]):
             if item.outcome is Outcome.FAILED:
                 self._asker.forget(item.key)
             elif item.outcome is Outcome.LOST:
-                with self._changed:
+                with self._mutex:
                     self._asker.set_aside(item.key, item.item, item.present_state)
 
     def _is_own(self, key: bytes) -> bool:
@@ -210,13 +213,13 @@ class KeyPass(Generic[ItemT]):
     def _take_ready(self, now_ns: int) -> LiveItem[ItemT] | None:
         """Hand out the first of the keys that are held ahead; None: there is none."""
         while self._ready:
-            with self._changed:
+            with self._mutex:
                 item, lease = self._ready.popleft()
                 self._ready_keys.discard(lease.key)
             try:
                 is_usable = self._is_usable(lease, now_ns)
             except BaseException:
-                with self._changed:  # whoever ends the pass gives it back
+                with self._mutex:  # whoever ends the pass gives it back
                     self._ready.appendleft((item, lease))
                     self._ready_keys.add(lease.key)
                 raise
@@ -239,7 +242,7 @@ class KeyPass(Generic[ItemT]):
 
     def _take_in_lost(self, item: ItemT, lease: Lease) -> None:
         """Set aside a key that was held ahead and lost to another; a free one is asked for."""
-        with self._changed:
+        with self._mutex:
             if lease.lost_state in BUSY_STATES or lease.lost_state == pb.KEY_STATE_DONE:
                 self._asker.set_aside(lease.key, item, lease.lost_state)
             else:
@@ -284,7 +287,7 @@ class KeyPass(Generic[ItemT]):
             keeper.renew_now([lease])
 
     def _raise_error(self) -> None:
-        with self._changed:
+        with self._mutex:
             if self._error is not None:
                 raise self._error
 
@@ -298,7 +301,7 @@ class KeyPass(Generic[ItemT]):
 
     def _ask_or_await(self) -> bool:
         """Ask for keys, or await those that are being asked for; False: there are none."""
-        with self._changed:
+        with self._mutex:
             if self._ready:
                 return True
             if self._is_asking:
@@ -365,7 +368,7 @@ class KeyPass(Generic[ItemT]):
         Returns:
             In how many seconds to look again; None: when woken.
         """
-        with self._changed:
+        with self._mutex:
             if self._is_closed:
                 return None
             if self._is_asking:
@@ -380,7 +383,7 @@ class KeyPass(Generic[ItemT]):
             try:
                 self._ask(max(1, want - n_ready))
             except Exception as error:  # noqa: BLE001 - raised where the item is asked for
-                with self._changed:
+                with self._mutex:
                     self._error = error
                     self._changed.notify_all()
         return self._next_look_s()
@@ -430,7 +433,7 @@ class KeyPass(Generic[ItemT]):
 
     def _next_look_s(self) -> float | None:
         """Say when a key will be wanted, or what is held ahead will be overdue."""
-        with self._changed:
+        with self._mutex:
             now_ns = self._clock.now_ns()
             looks: list[int | None] = []
             if self._untold:
@@ -446,20 +449,20 @@ class KeyPass(Generic[ItemT]):
 
     def _ask(self, max_grants: int) -> None:
         """Claim so many of the first keys."""
-        with self._changed:
+        with self._mutex:
             if self._is_asking or self._is_closed:
                 return
             self._is_asking = True
         try:
             self._claim(max_grants)
         finally:
-            with self._changed:
+            with self._mutex:
                 self._is_asking = False
                 self._changed.notify_all()
 
     def _claim(self, max_grants: int) -> None:
         granted = self._asker.ask(max_grants, self._want(), is_ahead=self._out_ns is not None)
-        with self._changed:
+        with self._mutex:
             self._ready.extend(zip(granted.items, granted.leases, strict=True))
             self._ready_keys.update(lease.key for lease in granted.leases)
             self._low_water = self._want() // 2

@@ -220,8 +220,10 @@ class LeaseKeeper:
         self._clock = clock or client.clock
         self._use_thread = use_thread
         self._pid = THIS.pid
-        self._changed = threading.Condition()
-        # Guarded by _changed: the leases that are kept, the thread, and whether it shall end.
+        # Not `with` of the condition itself: an interrupt in that can leave it locked.
+        self._mutex = threading.RLock()
+        self._changed = threading.Condition(self._mutex)
+        # Guarded by _mutex: the leases that are kept, the thread, and whether it shall end.
         self._kept: dict[tuple[bytes, int], Lease] = {}
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -276,7 +278,7 @@ class LeaseKeeper:
         """Give the kept leases of this process that are neither settled nor lost."""
         if self._pid != THIS.pid:
             return []
-        with self._changed:
+        with self._mutex:
             return list(self._kept.values())
 
     def renew_now(self, leases: Sequence[Lease]) -> None:
@@ -319,7 +321,7 @@ class LeaseKeeper:
         for lease in leases:
             lease.is_settling = False
         if self._pid == THIS.pid:
-            with self._changed:
+            with self._mutex:
                 for lease in leases:
                     self._kept.pop((lease.key, lease.token), None)
 
@@ -345,7 +347,7 @@ class LeaseKeeper:
         """End the thread; leases that are still open run out."""
         if self._pid != THIS.pid:
             return
-        with self._changed:
+        with self._mutex:
             self._is_closed = True
             self._kept.clear()
             thread = self._thread
@@ -357,7 +359,7 @@ class LeaseKeeper:
         """Put leases under the thread's care."""
         if self._pid != THIS.pid:
             raise RuntimeError("a forked process must not use its parent's lease keeper")
-        with self._changed:
+        with self._mutex:
             if self._is_closed:
                 return
             self._kept.update({(lease.key, lease.token): lease for lease in leases})
@@ -422,7 +424,7 @@ class LeaseKeeper:
             except Exception:
                 logger.exception("renewing leases failed; it is tried again")
                 due_ns = self._clock.now_ns() + _MAX_RETRY_NS
-            with self._changed:
+            with self._mutex:
                 if self._is_closed:
                     return
                 if self._kept:

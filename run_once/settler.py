@@ -69,7 +69,9 @@ class Settler:
         self._complete = complete
         self._use_thread = use_thread
         self._pid = THIS.pid
-        self._changed = threading.Condition()
+        # Not `with` of the condition itself: an interrupt in that can leave it locked.
+        self._mutex = threading.RLock()
+        self._changed = threading.Condition(self._mutex)
         self._queue: deque[tuple[Lease, Ended]] = deque()
         self._n_sending = 0
         self._n_flushing = 0
@@ -82,7 +84,7 @@ class Settler:
         queue = self._queue
         queue.append((lease, ended))
         if self._use_thread and (self._is_idle or len(queue) >= _ENOUGH):
-            with self._changed:
+            with self._mutex:
                 if self._thread is None:
                     self._start()
                 self._changed.notify_all()
@@ -104,7 +106,7 @@ class Settler:
         while not self._use_thread and self.step():
             pass
         end_s = None if timeout_s is None else self._now_s() + timeout_s
-        with self._changed:
+        with self._mutex:
             self._n_flushing += 1
             self._changed.notify_all()
             try:
@@ -131,7 +133,7 @@ class Settler:
         Returns:
             Whether there was anything.
         """
-        with self._changed:
+        with self._mutex:
             part = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_SETTLED))]
             self._n_sending = len(part)
         if not part:
@@ -139,7 +141,7 @@ class Settler:
         try:
             self._send(part)
         finally:
-            with self._changed:
+            with self._mutex:
                 self._n_sending = 0
                 self._changed.notify_all()
         return True
@@ -161,7 +163,7 @@ class Settler:
     def _run(self) -> None:
         """Be the thread."""
         while True:
-            with self._changed:
+            with self._mutex:
                 if not self._await_items():
                     self._thread = None
                     return

@@ -135,3 +135,27 @@ def test_library_is_silent() -> None:
         if isinstance(node, ast.Call) and _called(node) in FORBIDDEN_CALLS
     ]
     assert not wrong
+
+
+def test_no_condition_is_entered() -> None:
+    """Locks are entered, not the conditions on them: those are Python, and Ctrl-C may cut them."""
+    sources = [
+        (source, ast.parse(source.read_text(encoding="utf-8"))) for source in _sources("run_once")
+    ]
+    wrong = []
+    for source, tree in sources:
+        conditions = {
+            ast.unparse(node.targets[0])
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Call)
+            and _called(node.value).endswith("Condition")
+        }
+        wrong += [
+            f"{source.name}:{item.context_expr.lineno}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.With)
+            for item in node.items
+            if ast.unparse(item.context_expr) in conditions
+        ]
+    assert not wrong

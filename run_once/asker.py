@@ -68,6 +68,7 @@ class Asker(Generic[ItemT]):
     Attributes:
         session: The connection.
         is_skipping: Nothing but done keys was found by the last request, a large one.
+        first_busy: The first key that was left to others; None: none was.
     """
 
     def __init__(
@@ -282,7 +283,8 @@ class Asker(Generic[ItemT]):
         """
         if self.is_skipping and self._skip_blocks():
             return Granted([], [])
-        if self._is_spread() and self._todo.is_stuck:
+        self._decide_spread()
+        if self._todo.is_spread and self._todo.is_stuck:
             self._follow_frontier(max(want, max_grants))
         return self._claim(max_grants, want, is_ahead=is_ahead)
 
@@ -301,11 +303,10 @@ class Asker(Generic[ItemT]):
                     self._counts.found_done += len(block)
         return any(known)
 
-    def _is_spread(self) -> bool:
+    def _decide_spread(self) -> None:
         """Decide whether to let the server say which keys to ask for: not with long bodies."""
         is_short = self._pace.body_ns is None or self._pace.is_short
         self._todo.is_spread = is_short and self._knows_frontier and not self.is_skipping
-        return self._todo.is_spread
 
     def _follow_frontier(self, n_keys: int) -> None:
         """Ask where to go on."""
@@ -329,6 +330,7 @@ class Asker(Generic[ItemT]):
             # Before it is known how long bodies take, keys are told one at a time: in order.
             is_asked = self._todo.is_spread and self._pace.is_short
             blocks = self._todo.shared(_SHARED_BLOCKS) if is_asked else []
+        n_next = self._n_to_name(max(want, 1))
         if not keys:
             return nothing
         # Held ahead until it is handed out, unless it is handed out at once.
@@ -343,7 +345,7 @@ class Asker(Generic[ItemT]):
                 max_grants=max_grants,
                 max_attempts=self._options.max_attempts,
                 ahead=is_ahead,
-                frontier=frontier_request(blocks, self._n_next(want)) if blocks else None,
+                frontier=frontier_request(blocks, n_next) if blocks else None,
             )
         finally:
             if claimed is None:
@@ -357,10 +359,6 @@ class Asker(Generic[ItemT]):
             granted = self._sort(keys, items, claimed)
             self._resize(claimed, len(keys), max_grants)
         return granted
-
-    def _n_next(self, want: int) -> int:
-        """Say how many keys to ask for the next time."""
-        return self._n_to_name(max(want, 1))
 
     def _n_to_name(self, max_grants: int) -> int:
         """Say how many keys to name where so many may be granted."""

@@ -177,7 +177,8 @@ class _Yard(Generic[ItemT]):
             return False
         with self._lock:
             for trip in tuple(self._trips):
-                if trip.leader.thread not in self.inside:
+                is_own = trip.leader.thread == rider.thread and trip.leader is not rider
+                if is_own or trip.leader.thread not in self.inside:  # own: of a call cut short
                     self._end_or_pass_on(trip)
             if rider.trip is not None:
                 return True

@@ -397,3 +397,12 @@ def test_a_child_does_not_wait_for_its_parents_calls(
     assert way.await_sent(2) == ["b", "c"]
     way.answer(1)
     assert [call.result(LIMIT_S) for call in calls] == ["a!", "b!", "c!"]
+
+
+def test_a_call_cut_short_holds_nobody_up() -> None:
+    """What an interrupted call of the same thread left behind is cleared away, not waited for."""
+    gather: Gather[str, str] = Gather(list, patience_s=0.01)
+    stale = _Rider("old", [b"a"], None, threading.get_ident())
+    gather._yard._start(stale)
+    assert gather.call("new", [b"b"]) == "new"
+    assert not gather._yard._trips

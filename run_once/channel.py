@@ -14,7 +14,11 @@ import atexit
 import os
 import threading
 import weakref
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from google.protobuf.message import Message
@@ -35,7 +39,9 @@ NO_TLS: Final = "NO_TLS"
 SHORT_CALL_S: Final = 10.0
 """Calls with a longer deadline can be cancelled, so that a fork need not wait for them."""
 
+_BEGIN_S: Final = 2.0
 _FORK_WAIT_S: Final = 12.0
+_SIGNAL_POLL_S: Final = 0.2
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -208,21 +214,77 @@ class GrpcTransport:
 
 
 def _call_cancellable(multicallable: Any, request: Message, timeout_s: float, metadata: Any) -> Any:
-    """Make a call that a fork may cancel; it costs a thread, so only long ones are made so."""
-    import grpc  # noqa: PLC0415 (by now it is imported)
-
-    future = multicallable.future(request, timeout=timeout_s, metadata=metadata)
-    _GATE.add_long(future)
+    """Make a call that a fork may cancel; it costs threads, so only long ones are made so."""
+    start = partial(multicallable.future, request, timeout=timeout_s, metadata=metadata)
     try:
-        return future.result()
-    except grpc.FutureCancelledError:
-        if _GATE.is_cut(future):
-            raise TransportError(FORKED, "the call was cancelled for a fork") from None
-        raise
-    finally:
-        _GATE.drop_long(future)
-        if not future.done():  # an interrupt
-            future.cancel()
+        return _LongCall(start).result()
+    except _CutError:
+        raise TransportError(FORKED, "the call was cancelled for a fork") from None
+
+
+class _LongCall:
+    """A call whose caller touches nothing of gRPC's, since it may be interrupted.
+
+    Between making a call and noting it, or inside of a condition, an interrupt would leave a
+    channel that can never be closed.
+    """
+
+    def __init__(self, start: Callable[[], Any]) -> None:
+        self._start = start
+        self._future: Any = None
+        self._began = allocate_lock()
+        self._ended: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+    def result(self) -> Any:
+        """Make the call; return its reply, or raise what gRPC raised."""
+        reply, error, is_over = None, None, False
+        self._began.acquire()
+        start_new_thread(self._begin, ())
+        try:
+            while not is_over:
+                # Not without a bound: a signal that comes just before the wait does not end it.
+                with suppress(Empty):
+                    reply, error = self._ended.get(timeout=_SIGNAL_POLL_S)
+                    is_over = True
+        finally:
+            if not is_over:  # an interrupt
+                self._began.acquire(timeout=_BEGIN_S)
+                start_new_thread(self._cancel, ())
+        if error is not None:
+            raise error
+        return reply
+
+    def _begin(self) -> None:
+        """Start the call; a thread of gRPC's tells its end."""
+        try:
+            self._future = self._start()
+            _GATE.add_long(self._future)
+            self._future.add_done_callback(self._tell)
+        except BaseException as error:  # noqa: BLE001 (told to the thread that asked)
+            self._ended.put((None, error))
+        finally:
+            self._began.release()
+
+    def _tell(self, future: Any) -> None:
+        """Pass on what came."""
+        import grpc  # noqa: PLC0415 (by now it is imported)
+
+        is_cut = _GATE.drop_long(future)
+        try:
+            self._ended.put((future.result(), None))
+        except grpc.FutureCancelledError as error:
+            self._ended.put((None, _CutError() if is_cut else error))
+        except BaseException as error:  # noqa: BLE001 (told to the thread that asked)
+            self._ended.put((None, error))
+
+    def _cancel(self) -> None:
+        """Let the server know that nobody waits."""
+        if self._future is not None:
+            self._future.cancel()
+
+
+class _CutError(Exception):
+    """The call was cancelled for a fork."""
 
 
 def _describe(error: grpc.RpcError) -> TransportError:
@@ -290,17 +352,15 @@ class _ForkGate:
             if self._is_forking:
                 self._cut_calls()
 
-    def is_cut(self, future: Any) -> bool:
-        """Tell whether a call was cancelled for a fork."""
+    def drop_long(self, future: Any) -> bool:
+        """Take back what `add_long` named; tell whether it was cancelled for a fork."""
         with self._mutex:
-            return future in self._cut
-
-    def drop_long(self, future: Any) -> None:
-        """Take back what `add_long` named."""
-        with self._mutex:
-            for calls in (self._long, self._cut):
-                if future in calls:
-                    calls.remove(future)
+            if future in self._long:
+                self._long.remove(future)
+            is_cut = future in self._cut
+            if is_cut:
+                self._cut.remove(future)
+            return is_cut
 
     def _cut_calls(self) -> None:
         """Cancel the long calls."""

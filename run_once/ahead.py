@@ -9,6 +9,7 @@ import weakref
 from typing import Any, Final
 
 from run_once.key_pass import KeyPass
+from run_once.threads import start_daemon
 
 logger = logging.getLogger(__name__)
 
@@ -60,18 +61,20 @@ class ClaimAhead:
         with self._lock:
             if self._thread is not None or self._is_closed:
                 return
-            self._thread = threading.Thread(
-                target=self._run, name="run_once claims ahead", daemon=True
-            )
-            self._thread.start()
+            start_daemon(self._run, "run_once claims ahead")
 
     def _run(self) -> None:
+        with self._lock:
+            if self._thread is not None:
+                return  # whoever started it was interrupted, and started another one
+            self._thread = threading.current_thread()
         while not self._is_closed:
             self._wake.clear()
             try:
                 pause_s = self._pass.step_ahead()
             except Exception:
                 logger.exception("claiming ahead failed; keys are claimed when they are asked for")
+                self._thread = None
                 return
             if not self._is_closed:
                 self._wake.wait(pause_s)

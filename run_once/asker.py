@@ -82,6 +82,7 @@ class Asker(Generic[ItemT]):
         counts: Counts,
         mutex: threading.Lock,
         is_own: Callable[[bytes], bool],
+        claimant: object,
     ) -> None:
         """Begin with nothing read.
 
@@ -94,6 +95,7 @@ class Asker(Generic[ItemT]):
             counts: Learns what was found done, busy and exhausted.
             mutex: Guards what is remembered.
             is_own: Tells whether the pass holds or has handed out a key.
+            claimant: By what the keeper knows the pass's leases.
         """
         self.session = session
         self.is_skipping = False
@@ -105,20 +107,34 @@ class Asker(Generic[ItemT]):
         self._counts = counts
         self._mutex = mutex
         self._is_own = is_own
+        self._claimant = claimant
         self._todo: Todo[ItemT] = Todo()
         self._max_keys = source.block_keys  # in one request
         self._size = options.chunksize
         self._spread = 1.0  # keys that are named for each that is granted
         self._n_named = 0  # by the last request
         self._knows_frontier = True
+        self._under_way: tuple[list[bytes], list[ItemT]] = ([], [])
         self._failed: dict[bytes, None] = {}
         self._pending: dict[bytes, ItemT] = {}
         self._revisit_ns = clock.now_ns() + round(options.ttl_s * _NS_PER_S)
 
-    def after_fork(self, session: Session, mutex: threading.Lock) -> None:
-        """Go on in a forked child."""
+    def after_fork(
+        self, session: Session, mutex: threading.Lock, keys: list[bytes], items: list[ItemT]
+    ) -> None:
+        """Go on in a forked child.
+
+        Args:
+            session: The child's.
+            mutex: The child's.
+            keys: What the parent holds ahead: it may end, and its work fall to the child.
+            items: The caller's objects, in the same order.
+        """
         self.session = session
         self._mutex = mutex
+        self._todo.recount()  # the parent's other thread may have been at work on it
+        self._todo.put_back(*self._under_way)
+        self._todo.put_back(keys, items)
 
     @property
     def n_todo(self) -> int:
@@ -329,6 +345,7 @@ class Asker(Generic[ItemT]):
             keys, items = self._take_todo(max_grants)
             # Before it is known how long bodies take, keys are told one at a time: in order.
             is_asked = self._todo.is_spread and self._pace.is_short
+            self._under_way = keys, items
             blocks = self._todo.shared(_SHARED_BLOCKS) if is_asked else []
         n_next = self._n_to_name(max(want, 1))
         if not keys:
@@ -341,19 +358,23 @@ class Asker(Generic[ItemT]):
             claimed = self.session.claim(
                 keys,
                 ttl_s=self._options.ttl_s,
-                keep_alive=self._options.is_kept or is_ahead or self._options.is_for_good,
+                # In any case until it is handed out: what an interrupt cuts short is given back.
+                keep_alive=True,
                 max_grants=max_grants,
                 max_attempts=self._options.max_attempts,
                 ahead=is_ahead,
                 frontier=frontier_request(blocks, n_next) if blocks else None,
+                claimant=self._claimant,
             )
         finally:
             if claimed is None:
                 with self._mutex:
+                    self._under_way = [], []
                     self._todo.put_back(keys, items)
         if claimed.leases:  # else it looked at keys that were done, perhaps at very many
             self._pace.note_request(self._clock.now_ns() - began_ns)
         with self._mutex:
+            self._under_way = [], []
             if blocks:
                 self._take_told(blocks, claimed.following)
             granted = self._sort(keys, items, claimed)

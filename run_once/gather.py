@@ -12,11 +12,13 @@ harmless to repeat. What comes back for somebody who is gone is handed to `drop`
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from types import FrameType
 from typing import Any, Final, Generic, TypeVar
 
 from run_once.errors import ServerUnavailableError
@@ -106,12 +108,12 @@ class _Yard(Generic[ItemT]):
     those who could not.
 
     Attributes:
-        inside: Threads that are in a call.
+        calls: By thread, the frame of the call that it is in; or was, if that was interrupted.
         is_old: It is that of the parent process.
     """
 
     def __init__(self, max_trips: int, max_names: int, linger_s: float) -> None:
-        self.inside: set[int] = set()
+        self.calls: dict[int, FrameType] = {}
         self.is_old = False
         self._lock = threading.Lock()
         self._max_trips = max_trips
@@ -123,9 +125,20 @@ class _Yard(Generic[ItemT]):
         self._n_expected = 1
         self._came_back_s = 0.0
 
+    def is_inside(self, thread: int) -> bool:
+        """Tell whether a thread is in a call."""
+        call = self.calls.get(thread)
+        frame = None if call is None else sys._current_frames().get(thread)  # noqa: SLF001
+        while frame is not None and frame is not call:
+            frame = frame.f_back
+        return frame is not None
+
     def join(self, rider: _Rider[ItemT]) -> None:
         """Give a call a request of its own, or have it wait in line."""
         with self._lock:
+            for trip in tuple(self._trips):
+                if trip.leader.thread == rider.thread:  # of a call that was cut short at its end
+                    self._end_or_pass_on(trip)
             if len(self._trips) < self._max_trips and not self._line:
                 is_alone = self._n_expected == 1 or self._is_long_ago()
                 if not is_alone:
@@ -178,7 +191,7 @@ class _Yard(Generic[ItemT]):
         with self._lock:
             for trip in tuple(self._trips):
                 is_own = trip.leader.thread == rider.thread and trip.leader is not rider
-                if is_own or trip.leader.thread not in self.inside:  # own: of a call cut short
+                if is_own or not self.is_inside(trip.leader.thread):  # own: of a call cut short
                     self._end_or_pass_on(trip)
             if rider.trip is not None:
                 return True
@@ -282,15 +295,15 @@ class Gather(Generic[ItemT, AnswerT]):
         """
         me = threading.get_ident()
         yard = self._yard
-        if me in yard.inside:  # a signal's handler within a call: it must not wait for itself
-            return self._send([item])[0]
+        if me in yard.calls and yard.is_inside(me):
+            return self._send([item])[0]  # a signal's handler must not wait for its own thread
         rider = _Rider(item, names, like, me)
         try:
-            yard.inside.add(me)
+            yard.calls[me] = sys._getframe()  # noqa: SLF001 (the only way to it)
             trip = self._ride(yard, rider)
             return self._send([item])[0] if trip is None else self._take(trip, rider)
         finally:
-            yard.inside.discard(me)
+            yard.calls.pop(me, None)
             rider.trip = None  # else each call would be left to the garbage collector
 
     def forget(self) -> None:

@@ -19,7 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from run_once.joblib_failures import Failures
@@ -30,6 +30,7 @@ from run_once.joblib_report import Tally
 from run_once.joblib_settle import Settler
 from run_once.joblib_worker import ClaimedCall, InResult, RemoteCall, TaskOptions
 from run_once.task import Ran
+from run_once.threads import start_daemon
 
 if TYPE_CHECKING:
     from run_once.lease import Lease
@@ -181,11 +182,8 @@ class Dispatcher:
     def _start(self, name: str, target: Callable[[], None]) -> None:
         """Start a thread if it does not run."""
         if name not in self._threads and not self._closed:
-            thread = threading.Thread(
-                target=self._guarded, args=(target,), name=f"run_once {name}", daemon=True
-            )
-            self._threads[name] = thread
-            thread.start()
+            guarded = partial(self._guarded, target)
+            self._threads[name] = start_daemon(guarded, f"run_once {name}")
 
     def _guarded(self, target: Callable[[], None]) -> None:
         """Run a thread's work; if it breaks, nobody shall wait for ever for what it left."""

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 from run_once.joblib_jobs import Item
 from run_once.lease import Lease
 from run_once.task import Ran, Session, TaskOutcome, settle_ran
+from run_once.threads import start_daemon
 
 MAX_SETTLED: Final = 2_000
 """Calls in one request; what comes meanwhile goes into the next."""
@@ -45,10 +46,7 @@ class Settler:
                 return
             self._queue += ran
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="run_once settler", daemon=True
-                )
-                self._thread.start()
+                self._thread = start_daemon(self._run, "run_once settler")
             self._changed.notify()
 
     def close(self) -> list[tuple[Lease, Ran[Any]]]:

@@ -83,6 +83,7 @@ class KeyPass(Generic[ItemT]):
         # can leave it locked.
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
+        self._claimant = object()
         self._asker = Asker(
             source,
             session,
@@ -92,7 +93,9 @@ class KeyPass(Generic[ItemT]):
             counts=self.counts,
             mutex=self._mutex,
             is_own=self._is_own,
+            claimant=self._claimant,
         )
+        self._handing_out: Lease | None = None
         self._ready: deque[tuple[ItemT, Lease]] = deque()
         self._ready_keys: set[bytes] = set()
         self._is_asking = False
@@ -119,7 +122,8 @@ class KeyPass(Generic[ItemT]):
         """Claim the next item.
 
         Returns:
-            The item, registered as live; None if nothing is left to do or to wait for.
+            The item, registered as live, which is the caller's once it is marked as taken; None if
+            nothing is left to do or to wait for.
 
         Raises:
             RunOnceError: The server cannot be asked, or an item has no usable key.
@@ -165,11 +169,16 @@ class KeyPass(Generic[ItemT]):
         """End the pass.
 
         Returns:
-            The leases that were held ahead and not started, to be given back.
+            The leases that nobody works under, to be given back: those that were held ahead, and
+            what an interrupt kept from being handed out.
         """
         with self._mutex:
             self._is_closed = True
-            left = [lease for _, lease in self._ready]
+            held = [lease for _, lease in self._ready]
+            if self._handing_out is not None and not self._handing_out.is_taken:
+                held.append(self._handing_out)
+            left = list(dict.fromkeys([*held, *self.session.keeper.not_taken(self._claimant)]))
+            registry().forget(left)
             self._ready.clear()
             self._ready_keys.clear()
             self._changed.notify_all()
@@ -182,11 +191,13 @@ class KeyPass(Generic[ItemT]):
         return left
 
     def after_fork(self, session: Session) -> None:
-        """Go on in a forked child, without what the parent holds."""
+        """Go on in a forked child, without what the parent has handed out."""
         self.session = session
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
-        self._asker.after_fork(session, self._mutex)
+        held = list(self._ready)
+        keys, items = [lease.key for _, lease in held], [item for item, _ in held]
+        self._asker.after_fork(session, self._mutex, keys, items)
         self.wake = None
         self._is_asking = False
         self._settled.clear()
@@ -214,16 +225,11 @@ class KeyPass(Generic[ItemT]):
         """Hand out the first of the keys that are held ahead; None: there is none."""
         while self._ready:
             with self._mutex:
-                item, lease = self._ready.popleft()
+                item, lease = self._ready[0]
+                self._handing_out = lease  # if this is cut short, `close` gives it back
+                self._ready.popleft()
                 self._ready_keys.discard(lease.key)
-            try:
-                is_usable = self._is_usable(lease, now_ns)
-            except BaseException:
-                with self._mutex:  # whoever ends the pass gives it back
-                    self._ready.appendleft((item, lease))
-                    self._ready_keys.add(lease.key)
-                raise
-            if not is_usable:
+            if not self._is_usable(lease, now_ns):
                 self._take_in_lost(item, lease)
                 now_ns = self._clock.now_ns()
                 continue

@@ -22,6 +22,7 @@ from run_once.client import LockClient
 from run_once.clock import Clock
 from run_once.errors import RunOnceError
 from run_once.process import THIS
+from run_once.threads import start_daemon
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ class Lease:
         due_ns: When the keeper renews it next.
         is_settling: A settlement is on its way: a LOST behind it says nothing new.
         is_settlement_sent: A settlement was sent, and the server may have taken it.
+        claimant: On whose behalf it was claimed, within this process; None: nobody asked.
+        is_taken: The claimant has handed it on to whoever works under it.
     """
 
     __slots__ = (
@@ -79,11 +82,13 @@ class Lease:
         "_is_lost",
         "_is_settled",
         "_pid",
+        "claimant",
         "due_ns",
         "grant",
         "is_kept",
         "is_settlement_sent",
         "is_settling",
+        "is_taken",
         "lost_state",
         "on_lost",
         "started",
@@ -99,6 +104,7 @@ class Lease:
         started: bool,
         clock: Clock,
         address: str,
+        claimant: object = None,
     ) -> None:
         self.grant = grant
         self.ttl_s = ttl_s
@@ -113,6 +119,8 @@ class Lease:
         self._is_settled = False
         self.is_settling = False
         self.is_settlement_sent = False
+        self.claimant = claimant
+        self.is_taken = False
         self.due_ns = _due_ns(grant, ttl_s)
 
     @property
@@ -255,7 +263,13 @@ class LeaseKeeper:
         return lease
 
     def adopt_all(
-        self, grants: Sequence[Grant], *, ttl_s: float, keep_alive: bool, started: bool
+        self,
+        grants: Sequence[Grant],
+        *,
+        ttl_s: float,
+        keep_alive: bool,
+        started: bool,
+        claimant: object = None,
     ) -> list[Lease]:
         """Make the leases of many grants at once; see `adopt`."""
         address = self._client.transport.address
@@ -267,6 +281,7 @@ class LeaseKeeper:
                 started=started,
                 clock=self._clock,
                 address=address,
+                claimant=claimant,
             )
             for grant in grants
         ]
@@ -279,7 +294,16 @@ class LeaseKeeper:
         if self._pid != THIS.pid:
             return []
         with self._mutex:
-            return list(self._kept.values())
+            kept = [lease for lease in self._kept.values() if lease.is_open]
+            if len(kept) < len(self._kept):  # an interrupt kept some from being dropped
+                self._kept = {(lease.key, lease.token): lease for lease in kept}
+            return kept
+
+    def not_taken(self, claimant: object) -> list[Lease]:
+        """Give the kept leases that were claimed on somebody's behalf, and not handed on."""
+        return [
+            lease for lease in self.leases() if lease.claimant is claimant and not lease.is_taken
+        ]
 
     def renew_now(self, leases: Sequence[Lease]) -> None:
         """Renew leases at once, kept or not, with the usual retries; then see `is_lost`."""
@@ -368,10 +392,7 @@ class LeaseKeeper:
                 self._wake_ns = due_ns
                 self._changed.notify_all()
             if self._thread is None and self._use_thread:
-                self._thread = threading.Thread(
-                    target=self._run, name="run_once lease keeper", daemon=True
-                )
-                self._thread.start()
+                start_daemon(self._run, "run_once lease keeper")
 
     def _renew_once(self, leases: list[Lease]) -> None:
         """Send one request; without an answer try again soon."""
@@ -418,6 +439,10 @@ class LeaseKeeper:
 
     def _run(self) -> None:
         """Be the thread."""
+        with self._mutex:
+            if self._thread is not None:
+                return  # whoever started it was interrupted, and started another one
+            self._thread = threading.current_thread()
         while True:
             try:
                 due_ns = self.step()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import operator
 import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Final, Generic, SupportsIndex, TypeVar
 
 from distlock_proto import lock_table_pb2 as pb
@@ -182,12 +182,23 @@ class LiveItem(Generic[ItemT]):
         """Give the item back; its attempt does not count. Never raises for an absent server."""
         release_all([self])
 
+    def mark_taken(self) -> None:
+        """Note that it is worked on from now on, by whoever asked the iterator last."""
+        self.is_current = True
+        if isinstance(self.lease, Lease):
+            self.lease.is_taken = True
+
     def mark_released(self) -> None:
         """Note that the lease was given back."""
-        with self._lock:
+        # Whoever settles it at this moment has its outcome, or was interrupted in that.
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             if self.outcome is not None:
                 return
             self.outcome = Outcome.RELEASED
+        finally:
+            self._lock.release()
         self._end()
 
     def _note_lost(self, lease: Lease) -> None:
@@ -273,6 +284,14 @@ class LiveItems:
                     self._by_name[name] = others
                 else:
                     del self._by_name[name]
+
+    def forget(self, leases: Sequence[Lease]) -> None:
+        """Forget the items under these leases, which nobody was given."""
+        gone = set(leases)
+        with self._lock:
+            found = [item for item in self._items if item.lease in gone]
+        for item in found:
+            self.remove(item)
 
     def find(self, key: object) -> LiveItem[Any]:
         """Find the item that a user means.

@@ -93,26 +93,35 @@ class Loop(Iterator[ItemT]):
         self._after_fork()
         while _EXIT_SIGNALS.is_ending and threading.current_thread() is threading.main_thread():
             time.sleep(_ENDING_LOOK_S)  # the signal's handler ends the process
-        with self._lock:
-            if self._is_closed:
-                return None
-            try:
-                running = self._pass or self._start()
-                self._settle_current()
-                live = running.claim_next()
-            except BaseException:
-                self.close()
-                raise
-            if running.first_lost is not None and not self._has_warned_lost:
-                self._warn_lost(running.first_lost, running.counts)
-            if live is None:
-                self.close()
-                if not self._config.progress:  # which has shown the same
-                    tell_end(running, self._config.namespace)
-            else:
-                live.is_current = True
-                self._current = live
-            return live
+        live = None
+        try:
+            with self._lock:
+                live = self._claim_next()
+        except BaseException:
+            self.close()
+            if live is not None and self._is_explicit:  # interrupted before anybody saw it
+                registry().remove(live)
+                live.release()
+            raise
+        return live
+
+    def _claim_next(self) -> LiveItem[ItemT] | None:
+        """See `claim_next`; one thread at a time."""
+        if self._is_closed:
+            return None
+        running = self._pass or self._start()
+        self._settle_current()
+        live = running.claim_next()
+        if running.first_lost is not None and not self._has_warned_lost:
+            self._warn_lost(running.first_lost, running.counts)
+        if live is None:
+            self.close()
+            if not self._config.progress:  # which has shown the same
+                tell_end(running, self._config.namespace)
+        else:
+            self._current = live
+            live.mark_taken()
+        return live
 
     def close(self) -> None:
         """Leave the loop: give the current item back, put signal handlers back, end the bar."""
@@ -139,9 +148,8 @@ class Loop(Iterator[ItemT]):
         if self._pass is None:
             return
         session = self._pass.session
-        leases: list[AnyLease] = [*self._pass.close()]
-        if live is not None and live.outcome is None:
-            leases.insert(0, live.lease)
+        mine: list[AnyLease] = [live.lease] if live is not None and live.outcome is None else []
+        leases = list(dict.fromkeys([*mine, *self._pass.close()]))
         n_left = 0
         try:
             n_left = session.settler.flush(_CLOSE_TIMEOUT_S)
@@ -178,7 +186,7 @@ class Loop(Iterator[ItemT]):
 
     def _settle_current(self) -> None:
         """Have the last item settled as done, unless that is for the caller to do."""
-        live, self._current = self._current, None
+        live = self._current
         if live is None:
             return
         live.is_current = False
@@ -187,6 +195,7 @@ class Loop(Iterator[ItemT]):
             registry().remove(live)
         elif live.outcome is not None and live.outcome is not Outcome.LOST:
             registry().remove(live)
+        self._current = None  # from now on `close` gives it back no more
 
     def _warn_lost(self, live: LiveItem[ItemT], counts: Counts) -> None:
         """Warn of the first lost lease; the others are counted."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from run_once.clock import Clock, SystemClock
 from run_once.errors import RunOnceError
+from run_once.threads import start_daemon
 
 if TYPE_CHECKING:
     from distlock_proto import lock_table_pb2 as pb
@@ -136,7 +137,6 @@ class Progress:
         self._count: pb.CountReply | None = None
         self._history: deque[tuple[int, int]] = deque()
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -144,8 +144,7 @@ class Progress:
         """Show a pass until it is closed."""
         display: Display = Bar(running.total) if is_interactive() else Lines()
         made = cls(running, config.namespace, display, SystemClock())
-        made._thread = threading.Thread(target=made._run, name="run_once-progress", daemon=True)
-        made._thread.start()
+        start_daemon(made._run, "run_once progress")
         return made
 
     def step(self) -> None:

@@ -112,6 +112,7 @@ class Session:
         want_results: bool = False,
         claim_id: bytes | None = None,
         frontier: pb.FrontierRequest | None = None,
+        claimant: object = None,
     ) -> Claimed:
         """Claim keys; see `LockClient.claim`.
 
@@ -128,6 +129,7 @@ class Session:
             want_results: Ask for the results of done keys.
             claim_id: Identity of the claim; None: a new one.
             frontier: Ask as well from where to ask next.
+            claimant: On whose behalf, within this process; see `LeaseKeeper.not_taken`.
         """
         # Without an id that stays, the claim may travel under that of another thread's claim.
         ticket = Ticket(claim_id or self.client.new_claim_id())
@@ -145,7 +147,11 @@ class Session:
                 frontier=frontier,
             )
             leases += self.keeper.adopt_all(
-                answer.grants, ttl_s=ttl_s, keep_alive=keep_alive, started=not ahead
+                answer.grants,
+                ttl_s=ttl_s,
+                keep_alive=keep_alive,
+                started=not ahead,
+                claimant=claimant,
             )
             late = [lease for lease in leases if not lease.held]
             if late:

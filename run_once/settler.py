@@ -17,6 +17,7 @@ from typing import Final, Protocol
 from run_once.answers import SettleAnswer
 from run_once.lease import Lease
 from run_once.process import THIS
+from run_once.threads import start_daemon
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,8 @@ class Settler:
             pass
         end_s = None if timeout_s is None else self._now_s() + timeout_s
         with self._mutex:
+            if self._queue and self._use_thread and self._thread is None:
+                self._start()  # whoever brought it was interrupted
             self._n_flushing += 1
             self._changed.notify_all()
             try:
@@ -157,11 +160,14 @@ class Settler:
             ended.take_answer(answer)
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="run_once settler", daemon=True)
-        self._thread.start()
+        start_daemon(self._run, "run_once settler")
 
     def _run(self) -> None:
         """Be the thread."""
+        with self._mutex:
+            if self._thread is not None:
+                return  # whoever started it was interrupted, and started another one
+            self._thread = threading.current_thread()
         while True:
             with self._mutex:
                 if not self._await_items():

@@ -105,6 +105,10 @@ class Todo(Generic[ItemT]):
     def __len__(self) -> int:
         return self._n_keys
 
+    def recount(self) -> None:
+        """Count anew: a change of it may have been cut short."""
+        self._n_keys = sum(map(len, self._chunks))
+
     def append(self, chunk: Chunk[ItemT]) -> None:
         """Put a chunk to the end."""
         if chunk:

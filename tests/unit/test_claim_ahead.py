@@ -81,6 +81,7 @@ class Ahead:
         """Take an item."""
         live = self.running.claim_next()
         assert live is not None
+        live.mark_taken()
         return live
 
     def held_ahead(self) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import FrameType
 
 import pytest
 
@@ -406,3 +408,17 @@ def test_a_call_cut_short_holds_nobody_up() -> None:
     gather._yard._start(stale)
     assert gather.call("new", [b"b"]) == "new"
     assert not gather._yard._trips
+
+
+def test_a_thread_whose_call_was_cut_short_at_its_end_travels_again() -> None:
+    """It counts as inside of a call only while that is on its stack."""
+
+    def call() -> FrameType:
+        return sys._getframe()
+
+    me = threading.get_ident()
+    gather: Gather[str, str] = Gather(list)
+    gather._yard.calls[me] = call()
+    assert not gather._yard.is_inside(me)
+    assert gather.call("new", [b"a"]) == "new"
+    assert not gather._yard.calls

@@ -15,6 +15,7 @@ from run_once.config import Config, load_config
 from run_once.errors import ConfigError, ExhaustedError, LeaseLostWarning
 from run_once.iterator import timeout_seconds
 from run_once.keys import display_key, stored_key
+from run_once.lease import Lease
 from run_once.live import show
 from run_once.task import Session, TaskOutcome, run_task
 from run_once.warn import warn_user
@@ -142,14 +143,16 @@ def _run_done(
     session: Session, key: bytes, body: Callable[[], T], config: Config
 ) -> TaskOutcome[T]:
     """Complete a key, then run its body."""
-    claimed = session.claim([key], ttl_s=config.lease_s, max_attempts=config.max_attempts)
-    if not claimed.leases:
-        return TaskOutcome(claimed.states[0])
-    lease = claimed.leases[0]
+    leases: list[Lease] = []
     try:
+        claimed = session.claim([key], ttl_s=config.lease_s, max_attempts=config.max_attempts)
+        leases = claimed.leases
+        if not leases:
+            return TaskOutcome(claimed.states[0])
+        lease = leases[0]
         answer = session.complete(lease)
     except BaseException:
-        session.release([lease])
+        session.release(leases)
         raise
     if answer.is_lost:
         return TaskOutcome(answer.state, lease=lease, lost_state=answer.lost_state)

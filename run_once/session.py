@@ -133,41 +133,41 @@ class Session:
         """
         # Without an id that stays, the claim may travel under that of another thread's claim.
         ticket = Ticket(claim_id or self.client.new_claim_id())
-        leases: list[Lease] = []
+        claimant = claimant or ticket
         self._under_way[ticket] = _UnderWay(list(keys), ttl_s, max_grants)
         try:
-            answer = self.client.claim(
-                keys,
-                ttl_s=ttl_s,
-                claim_id=claim_id or ticket,
-                max_grants=max_grants,
-                max_attempts=max_attempts,
-                ahead=ahead,
-                want_results=want_results,
-                frontier=frontier,
-            )
-            leases += self.keeper.adopt_all(
-                answer.grants,
-                ttl_s=ttl_s,
-                keep_alive=keep_alive,
-                started=not ahead,
-                claimant=claimant,
-            )
-            late = [lease for lease in leases if not lease.held]
-            if late:
-                self._renew_late(late)
-            return _without_lost(keys, answer, leases)
+            try:
+                answer = self.client.claim(
+                    keys,
+                    ttl_s=ttl_s,
+                    claim_id=claim_id or ticket,
+                    max_grants=max_grants,
+                    max_attempts=max_attempts,
+                    ahead=ahead,
+                    want_results=want_results,
+                    frontier=frontier,
+                )
+                leases = self.keeper.adopt_all(
+                    answer.grants,
+                    ttl_s=ttl_s,
+                    keep_alive=keep_alive,
+                    started=not ahead,
+                    claimant=claimant,
+                )
+                late = [lease for lease in leases if not lease.held]
+                if late:
+                    self._renew_late(late)
+                return _without_lost(keys, answer, leases)
+            finally:
+                self._under_way.pop(ticket, None)
         except Exception:
             raise
         except BaseException:
             # Interrupted: perhaps after the grant, and before anybody here knows of it.
-            for lease in leases:
-                self.keeper.drop(lease)
+            self.keeper.drop_all(self.keeper.not_taken(claimant))
             left = [(ticket.claim_id, list(keys))]
             self.free_claims(left, lease_s=ttl_s, max_grants=max_grants)
             raise
-        finally:
-            self._under_way.pop(ticket, None)
 
     def free_claims(
         self, left: Sequence[tuple[bytes, list[bytes]]], *, lease_s: float, max_grants: int = 0

@@ -125,24 +125,25 @@ def run_task(
     Raises:
         ServerUnavailableError: The key could not be claimed, or the completion not acknowledged.
     """
-    lease = claimed
-    if lease is None:
-        got = session.claim(
-            [key],
-            ttl_s=ttl_s,
-            keep_alive=keep_alive,
-            max_attempts=max_attempts,
-            claim_id=claim_id,
-            want_results=want_result,
-        )
-        if not got.leases:
-            return TaskOutcome(got.states[0], result=got.results.get(key))
-        lease = got.leases[0]
-    lease.start()
+    leases = [] if claimed is None else [claimed]
     try:
+        if claimed is None:
+            got = session.claim(
+                [key],
+                ttl_s=ttl_s,
+                keep_alive=keep_alive,
+                max_attempts=max_attempts,
+                claim_id=claim_id,
+                want_results=want_result,
+            )
+            leases = got.leases
+            if not leases:
+                return TaskOutcome(got.states[0], result=got.results.get(key))
+        lease = leases[0]
+        lease.start()
         return settle_ran(session, [(lease, run_and_store(lease, body, store))])[0]
     except BaseException:
-        session.release([lease])
+        session.release(leases)
         raise
 
 

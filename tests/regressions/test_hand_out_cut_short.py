@@ -183,3 +183,20 @@ def test_a_break_tells_what_was_not_settled(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.WARNING, "run_once.loop"):
         made.loop.close()
     assert "did not acknowledge 1 finished keys" in caplog.text
+
+def test_a_forked_child_takes_over_what_its_parent_held_ahead() -> None:
+    """It asks for the same keys again, once: what the parent gives back is the child's."""
+    made = Running()
+    made.next()
+    child = make_session(made.transport)
+    running = made.running
+    assert len(running._ready) == len(NAMES) - 1
+    given_back = made.session.keeper.leases()[1:]
+    running.after_fork(child)
+    made.session.release(given_back)
+    seen = []
+    while (live := running.claim_next()) is not None:
+        seen.append(live.item)
+        live.complete()
+        registry().remove(live)
+    assert seen == list(NAMES[1:])

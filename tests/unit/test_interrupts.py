@@ -20,12 +20,14 @@ import run_once
 from distlock_proto import lock_table_pb2 as pb
 from run_once.ahead import ClaimAhead
 from run_once.config import Config
+from run_once.decorator import _run_done
 from run_once.key_pass import KeyPass
 from run_once.key_source import KeySource, key_maker
 from run_once.live import registry
 from run_once.loop import Loop
 from run_once.pass_options import PassOptions
 from run_once.session import Session
+from run_once.task import run_task
 from tests.fake_server import FakeServer, FakeTransport, make_session
 
 NAMES: Final = "abcdef"
@@ -158,6 +160,36 @@ def test_an_interrupt_at_any_place_of_a_loop(
         run(number)
 
 
+@pytest.mark.parametrize("keep_alive", [True, False])
+@pytest.mark.parametrize("is_for_good", [True, False])
+def test_an_interrupt_at_any_place_of_a_task(keep_alive: bool, is_for_good: bool) -> None:
+    """The key of a function that was cut short is free again."""
+
+    def run(at_place: int | None) -> _Interrupt:
+        server = FakeServer()
+        session = make_session(FakeTransport(server))
+        interrupt = _Interrupt(at_place)
+        try:
+            sys.setprofile(interrupt)
+            if is_for_good:
+                _run_done(session, b"a", list, Config())
+            else:
+                run_task(session, b"a", lambda _lease: None, ttl_s=60.0, keep_alive=keep_alive)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        states = (
+            {pb.KEY_STATE_ABSENT, pb.KEY_STATE_DONE} if interrupt.where else {pb.KEY_STATE_DONE}
+        )
+        assert server.state_of(b"a") in states, interrupt.where
+        check(session, server, [], interrupt.where, is_explicit=False)
+        return interrupt
+
+    for number in each_place(run(None).places):
+        run(number)
+
+
 def finish(loop: Loop[str], *, is_explicit: bool) -> None:
     """Do what is left."""
     while (live := loop.claim_next()) is not None:
@@ -187,7 +219,7 @@ def check(
         assert not gather._yard.is_inside(threading.get_ident()), where
         assert not gather._yard._trips, where
         assert not gather._yard._line, where
-    left = [item for item in registry().held(is_kept_only=False) if item.item in NAMES]
+    left = list(registry()._items)
     assert {item.item for item in left} <= may_be_held, where
     for item in left:
         registry().remove(item)

@@ -337,6 +337,7 @@ def test_thread_renews_and_ends() -> None:
     setup.claim(b"a", ttl_s=3000, keep_alive=False)
     assert setup.keeper._thread is None
     setup.claim(b"slow", ttl_s=3000)
+    _await(lambda: setup.keeper._thread is not None)
     thread = setup.keeper._thread
     assert isinstance(thread, threading.Thread)
     assert thread.daemon

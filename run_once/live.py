@@ -273,17 +273,21 @@ class LiveItems:
         with self._lock:
             if item not in self._items:
                 return
-            del self._items[item]
             self._lost.pop(item, None)
             if item in self._unnamed:
                 del self._unnamed[item]
-                return
-            for name in _names(item):
-                others = [other for other in self._by_name[name] if other is not item]
-                if others:
-                    self._by_name[name] = others
-                else:
-                    del self._by_name[name]
+            else:
+                self._take_names(item)
+            del self._items[item]  # last: what an interrupt cuts short is done by the next try
+
+    def _take_names(self, item: LiveItem[Any]) -> None:
+        """Have an item found no more."""
+        for name in _names(item):
+            others = [other for other in self._by_name.get(name, ()) if other is not item]
+            if others:
+                self._by_name[name] = others
+            else:
+                self._by_name.pop(name, None)
 
     def forget(self, leases: Sequence[Lease]) -> None:
         """Forget the items under these leases, which nobody was given."""

@@ -184,6 +184,7 @@ def test_a_break_tells_what_was_not_settled(caplog: pytest.LogCaptureFixture) ->
         made.loop.close()
     assert "did not acknowledge 1 finished keys" in caplog.text
 
+
 def test_a_forked_child_takes_over_what_its_parent_held_ahead() -> None:
     """It asks for the same keys again, once: what the parent gives back is the child's."""
     made = Running()

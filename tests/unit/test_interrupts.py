@@ -219,7 +219,9 @@ def check(
         assert not gather._yard.is_inside(threading.get_ident()), where
         assert not gather._yard._trips, where
         assert not gather._yard._line, where
-    left = list(registry()._items)
+    live = registry()
+    assert live._items.keys() == live._unnamed.keys(), where
+    left = list(live._items)
     assert {item.item for item in left} <= may_be_held, where
     for item in left:
         registry().remove(item)

@@ -48,6 +48,9 @@ _SHARED_BLOCKS: Final = 3
 _MAX_PASSED_BLOCKS: Final = 64
 """Beyond so many blocks that others work on, too, nothing is read on: the first are looked at."""
 
+_MAX_KEPT_BLOCKS: Final = READ_BLOCKS
+"""So many of an iterable whose items are in memory only for this."""
+
 BUSY_STATES: Final = (pb.KEY_STATE_BUSY, pb.KEY_STATE_BUSY_AHEAD)
 _NS_PER_S: Final = 1_000_000_000
 
@@ -110,6 +113,7 @@ class Asker(Generic[ItemT]):
         self._claimant = claimant
         self._todo: Todo[ItemT] = Todo()
         self._max_keys = source.block_keys  # in one request
+        self._max_passed = _MAX_PASSED_BLOCKS if source.is_quick else _MAX_KEPT_BLOCKS
         self._size = options.chunksize
         self._spread = 1.0  # keys that are named for each that is granted
         self._n_named = 0  # by the last request
@@ -156,27 +160,33 @@ class Asker(Generic[ItemT]):
     def read(self) -> bool:
         """Read on in the caller's iterable if too little is left to ask for."""
         source = self._source
-        if source.is_exhausted or len(self._todo.passed) > _MAX_PASSED_BLOCKS:
+        if source.is_exhausted or len(self._todo.passed) > self._max_passed:
             return False
         n_missing = self._n_to_read()
-        if n_missing <= 0 or (source.is_slow and self._todo):
+        if n_missing <= 0:
             return False
-        chunk = source.read(n_missing, 0 if self._todo else self._options.chunksize)
+        piece = source.read(n_missing, 0 if self._todo else self._options.chunksize)
         with self._mutex:
-            self._todo.append(chunk)
+            self._todo.append(piece)
         return True
 
     def _n_to_read(self) -> int:
         """Say how many keys to read on, so that enough are at hand to ask for; 0: none."""
         source, is_short = self._source, self._pace.is_short
         n_enough = max(self._size, self._n_named)
+        reads_blocks = False
         if self.is_skipping:
             n_enough = READ_BLOCKS * source.block_keys
         elif source.is_cheap:
             n_enough += is_short * source.block_keys
         elif is_short and (self._options.chunksize > 1 or source.is_quick):
             n_enough = max(n_enough, source.n_quickly)
+            reads_blocks = source.is_block_quick
         n_missing = n_enough - len(self._todo)
+        if reads_blocks and (n_missing > 0 or source.is_in_block):
+            return max(1, source.n_quickly)
+        if source.is_slow and self._todo:
+            return 0
         return source.block_keys if source.is_cheap and n_missing > 0 else n_missing
 
     # -- what comes back --------------------------------------------------------------------------
@@ -205,7 +215,7 @@ class Asker(Generic[ItemT]):
 
     def revisit(self) -> None:
         """Now and then ask again for what was set aside or passed over, though more is to come."""
-        if len(self._todo.passed) > _MAX_PASSED_BLOCKS:
+        if len(self._todo.passed) > self._max_passed:
             self._look_at_passed()
         if not self._pending or self._source.is_exhausted:
             return
@@ -278,10 +288,10 @@ class Asker(Generic[ItemT]):
                 if state == pb.KEY_STATE_DONE:
                     continue
                 if state in BUSY_STATES:
-                    self.set_aside(chunk.keys[place], chunk.items[place], state)
+                    self.set_aside(chunk.keys[place], chunk.item(place), state)
                 else:
                     keys.append(chunk.keys[place])
-                    items.append(chunk.items[place])
+                    items.append(chunk.item(place))
         self._todo.put_back(keys, items)
 
     # -- asking -----------------------------------------------------------------------------------

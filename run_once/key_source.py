@@ -1,4 +1,4 @@
-"""The caller's iterable as a stream of chunks: read in order, a little ahead, once."""
+"""The caller's iterable as a stream of pieces: read in order, a little ahead, once."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any, Final, Generic, TypeVar
 from run_once.clock import Clock
 from run_once.errors import KeyTypeError
 from run_once.keys import stored_key, stored_keys
-from run_once.todo import Chunk, without_repeated
+from run_once.todo import Piece, without_repeated
 
 ItemT = TypeVar("ItemT")
 
 SLOW_READ_NS: Final = 50_000_000
 """Beyond what is needed at once, the caller's iterable is read ahead for so long only."""
 
+BLOCK_READ_NS: Final = 4 * SLOW_READ_NS
+"""An iterable that gives a whole block within this time is read up to the block's end."""
+
 BLOCK_KEYS: Final = 5_000
-"""Chunks end where the place in the iterable is a multiple of this: a later run reads the same."""
+"""Blocks end where the place in the iterable is a multiple of this: a later run reads the same."""
 
 MIN_BLOCK_KEYS: Final = 100
 """The last block of a list is one only if it has so many keys."""
@@ -74,12 +77,15 @@ class KeySource(Generic[ItemT]):
         self.block_keys = block_keys
         self._min_block_keys = min_block_keys
         self._items: Iterator[ItemT] = iter(items)
-        self._n_read = 0
+        self._n_read = 0  # of this block
+        self._known_keys: set[bytes] = set()  # of this block, if it is read in pieces
+        self._is_begun = False
         self._item_ns: float = SLOW_READ_NS
+        self._block_ns = 0
         self._make_keys = make_keys
         self._clock = clock
 
-    def read(self, size: int, prompt_size: int) -> Chunk[ItemT]:
+    def read(self, size: int, prompt_size: int) -> Piece[ItemT]:
         """Read on, up to the end of the block at most.
 
         Args:
@@ -87,33 +93,77 @@ class KeySource(Generic[ItemT]):
             prompt_size: So many are waited for, however slow the iterable is.
 
         Returns:
-            What was read; a key that comes twice is in it once.
+            What was read; a key that comes twice in it, or in its block, comes once.
         """
         began_ns = self._clock.now_ns()
-        begin = self._n_read
-        size = min(size, self.block_keys - begin % self.block_keys)
+        is_first = not self._n_read
+        size = min(size, self.block_keys - self._n_read)
         items = self._read_items(size, prompt_size)
-        self._n_read += len(items)
-        is_block = begin % self.block_keys == 0 and self._is_block(len(items))
+        n_items = len(items)
+        self._n_read += n_items
         try:
             keys = self._make_keys(items)
         except Exception as error:  # noqa: BLE001 (kept: it must not cost what came before)
             keys, self.error, self.is_exhausted = self._good_keys(items), error, True
-            items, is_block = items[: len(keys)], False
+            items = items[: len(keys)]
+        self._note_time(n_items, self._clock.now_ns() - began_ns)
         keys, items = without_repeated(keys, items)
-        if items:
-            self._item_ns = (self._clock.now_ns() - began_ns) / len(items)
-        return Chunk(keys, items, is_block=is_block)
+        if not is_first and self._block_ns > BLOCK_READ_NS:
+            self._known_keys = set()
+            piece = Piece(keys, items, is_first=True, is_block=False)
+        else:
+            keys, items = self._without_known(keys, items)
+            piece = Piece(keys, items, is_first, self._is_block())
+        if self._is_end():
+            self._n_read = self._block_ns = 0
+        return piece
 
     @property
     def n_quickly(self) -> int:
         """How many items can be read, and given their keys, without anybody noticing."""
         return min(self.block_keys, round(SLOW_READ_NS / max(self._item_ns, 1)))
 
-    def _is_block(self, n_items: int) -> bool:
-        """Tell whether so many items, from the start of a block on, are all of it."""
-        is_last = self.is_exhausted and self.error is None and n_items >= self._min_block_keys
-        return n_items == self.block_keys or is_last
+    @property
+    def is_in_block(self) -> bool:
+        """Whether a block was begun to be read."""
+        return self._n_read > 0
+
+    @property
+    def is_block_quick(self) -> bool:
+        """Whether the block, or the rest of it, is read soon enough for it to be waited for."""
+        left_ns = (self.block_keys - self._n_read) * self._item_ns
+        return self._block_ns + left_ns <= BLOCK_READ_NS
+
+    def _is_end(self) -> bool:
+        """Tell whether a block ends here."""
+        return self._n_read == self.block_keys or self.is_exhausted
+
+    def _is_block(self) -> bool:
+        """Tell whether what was read since a block began is all of it."""
+        is_whole = self._n_read >= self._min_block_keys and self.error is None
+        return is_whole and self._is_end()
+
+    def _note_time(self, n_items: int, took_ns: int) -> None:
+        """Take in how long reading took; before the first item the caller may have much to do."""
+        if n_items:
+            self._item_ns = took_ns / n_items
+        if self._is_begun:
+            self._block_ns += took_ns
+        self._is_begun = True
+
+    def _without_known(
+        self, keys: list[bytes], items: list[ItemT]
+    ) -> tuple[list[bytes], list[ItemT]]:
+        """Leave out what the block has already; remember the rest, unless the block ends."""
+        known = self._known_keys
+        if known and not known.isdisjoint(keys):
+            left = [place for place, key in enumerate(keys) if key not in known]
+            keys, items = [keys[place] for place in left], [items[place] for place in left]
+        if self._is_end():
+            self._known_keys = set()
+        else:
+            known.update(keys)
+        return keys, items
 
     def _read_items(self, size: int, prompt_size: int) -> list[ItemT]:
         self.is_slow = False

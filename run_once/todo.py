@@ -1,8 +1,8 @@
 """The keys that were read and not asked for yet, in order.
 
-They come in chunks. A chunk that is a whole block of the list is shared with all who have the same
-list: while workers spread out, only the keys of it that the server told this one are asked for, and
-those passed over are for the end of the pass.
+They come in chunks, of which the last may still grow. A chunk that is a whole block of the list is
+shared with all who have the same list: while workers spread out, only the keys of it that the
+server told this one are asked for, and those passed over are for the end of the pass.
 """
 
 from __future__ import annotations
@@ -19,21 +19,37 @@ ItemT = TypeVar("ItemT")
 DIGEST_BYTES: Final = 16
 
 
+class Piece(NamedTuple, Generic[ItemT]):
+    """Items that were read together: a block of the list, or a part of one.
+
+    Attributes:
+        keys: Stored keys, each once in its block.
+        items: The caller's objects, in the same order.
+        is_first: It goes on with nothing: a block begins, or was given up.
+        is_block: With it a block is complete, and others have the same.
+    """
+
+    keys: list[bytes]
+    items: list[ItemT]
+    is_first: bool
+    is_block: bool
+
+
 class Chunk(Generic[ItemT]):
     """Some items that follow each other, with their stored keys.
 
     Attributes:
         keys: Stored keys, each once.
-        items: The caller's objects, in the same order.
         is_block: All of a block of the list, of which others have the same.
         is_new: Nobody has asked yet whether the block is done as a whole.
     """
 
-    def __init__(self, keys: list[bytes], items: list[ItemT], *, is_block: bool = False) -> None:
+    def __init__(self, keys: list[bytes], items: list[ItemT]) -> None:
         self.keys = keys
-        self.items = items
-        self.is_block = is_block
-        self.is_new = is_block
+        self.is_block = False
+        self.is_new = False
+        self._items = items
+        self._n_gone = 0  # taken before the chunk had grown: of these only keys are kept
         self._at = 0
         self._told_end = 0
 
@@ -47,8 +63,24 @@ class Chunk(Generic[ItemT]):
 
     @cached_property
     def digest(self) -> bytes:
-        """The digest of its keys, by which the server knows the block (see the wire's contract)."""
+        """The digest of its keys, by which the server knows the block (see the wire's contract).
+
+        It is remembered, and so not for a chunk that grows.
+        """
         return hashlib.blake2b(b"\xff".join(self.keys), digest_size=DIGEST_BYTES).digest()
+
+    def grow(self, piece: Piece[ItemT]) -> None:
+        """Take in what was read next. Lists that were given out are left as they are."""
+        n_gone = self._at - self._n_gone
+        self._items = self._items[n_gone:] + piece.items if self.keys else piece.items
+        self._n_gone = self._at
+        self.keys = self.keys + piece.keys if self.keys else piece.keys
+        self.is_block = piece.is_block
+        self.is_new = piece.is_block and not self._at
+
+    def item(self, place: int) -> ItemT:
+        """Give the item at a place that was not taken."""
+        return self._items[place - self._n_gone]
 
     def n_free(self, *, is_spread: bool) -> int:
         """Say how many keys at its front may be asked for."""
@@ -61,8 +93,9 @@ class Chunk(Generic[ItemT]):
         begin, self._at = self._at, min(self._at + size, len(self.keys))
         self.is_new = False
         if begin == 0 and not self:
-            return self.keys, self.items
-        return self.keys[begin : self._at], self.items[begin : self._at]
+            return self.keys, self._items
+        n_gone = self._n_gone
+        return self.keys[begin : self._at], self._items[begin - n_gone : self._at - n_gone]
 
     def go_to(self, place: int, n_keys: int) -> tuple[int, int]:
         """Ask for so many keys from there on next; say from where to where keys are passed over.
@@ -100,6 +133,7 @@ class Todo(Generic[ItemT]):
         self.is_spread = False
         self.passed: dict[int, Passed[ItemT]] = {}
         self._chunks: deque[Chunk[ItemT]] = deque()
+        self._open: Chunk[ItemT] = Chunk([], [])  # the last that was read, and may grow
         self._n_keys = 0
 
     def __len__(self) -> int:
@@ -109,11 +143,18 @@ class Todo(Generic[ItemT]):
         """Count anew: a change of it may have been cut short."""
         self._n_keys = sum(map(len, self._chunks))
 
-    def append(self, chunk: Chunk[ItemT]) -> None:
-        """Put a chunk to the end."""
-        if chunk:
+    def append(self, piece: Piece[ItemT]) -> None:
+        """Put to the end what was read next: a block's pieces are one chunk."""
+        if piece.is_first:
+            self._open = Chunk([], [])
+        chunk = self._open
+        is_out = not chunk  # all that was read of it was taken
+        chunk.grow(piece)
+        if is_out and chunk:
             self._chunks.append(chunk)
-            self._n_keys += len(chunk)
+        self._n_keys += len(piece.keys)
+        if piece.is_block:
+            self._open = Chunk([], [])  # the items of that one need not be kept any more
 
     def put_back(self, keys: list[bytes], items: list[ItemT]) -> None:
         """Put keys to the front."""

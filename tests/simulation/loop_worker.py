@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from google.protobuf.message import Message
@@ -42,6 +42,8 @@ _TTLS_S: Final = (0.5, 1.0, 2.0, 5.0)
 _MODES: Final = ("kept", "kept", "kept", "explicit", "timed", "for good")
 _RETRY_MS: Final = (1, 2, 5)
 _BLOCKS: Final = (4, 4, 4, 20)
+_READ_MS: Final = (0, 0, 5, 30, 80)
+"""What an item of a generator takes: whole blocks are read ahead of some, in pieces."""
 
 
 class LoopTransport(SimTransport):
@@ -215,8 +217,7 @@ class LoopWorker(Worker):
         """Ask which blocks are known to be done, and look at one."""
         starts = range(0, len(self._keys), _BLOCKS[0])
         blocks = [self._keys[start : start + _BLOCKS[0]] for start in starts]
-        for block in blocks:
-            self._make_keys([key.decode() for key in block])
+        self._note_blocks(self._keys, _BLOCKS[0])
         client = self.session.client
         client.blocks_done([Chunk(block, block).digest for block in blocks])
         client.lookup(self._rng.choice(blocks))
@@ -243,11 +244,14 @@ class LoopWorker(Worker):
             items += rng.sample(items, 2)
         self._body_ms = rng.choice(_BODIES_MS)
         self._seen = seen = PassWatch([item.encode() for item in items], options)
+        block_keys = rng.choice(_BLOCKS)
+        self._note_blocks(seen.keys, block_keys)
         source = KeySource(
-            items if rng.random() < 0.7 else iter(items),
-            self._make_keys,
+            items if rng.random() < 0.6 else self._generate(items, rng.choice(_READ_MS)),
+            lambda items: [item.encode() for item in items],
             clock=self.clock,
-            block_keys=rng.choice(_BLOCKS),
+            has_quick_keys=rng.random() < 0.8,
+            block_keys=block_keys,
             min_block_keys=MIN_BLOCK_KEYS,
         )
         self._loop = SimLoop(
@@ -259,12 +263,18 @@ class LoopWorker(Worker):
         self._is_leaving = False
         self._next_ns = 0
 
-    def _make_keys(self, items: Sequence[str]) -> list[bytes]:
-        """Give items' keys, and let the world know them as a block."""
-        keys = [item.encode() for item in items]
-        found = list(dict.fromkeys(keys))
-        self._world.blocks[Chunk(found, found).digest] = found
-        return keys
+    def _note_blocks(self, keys: Sequence[bytes], block_keys: int) -> None:
+        """Let the world know which keys a block has."""
+        for start in range(0, len(keys), block_keys):
+            found = list(dict.fromkeys(keys[start : start + block_keys]))
+            self._world.blocks[Chunk(found, found).digest] = found
+
+    def _generate(self, items: list[str], item_ms: int) -> Iterator[str]:
+        """Give items one by one, while others act."""
+        for item in items:
+            if item_ms:
+                self._sleep(item_ms / 1_000)
+            yield item
 
     def _ask(self, loop: SimLoop) -> None:
         """Ask for the next item."""

@@ -372,11 +372,12 @@ def test_settling_while_notifying_in_another_thread(other: Other) -> None:
 
 
 def test_blocks_lie_at_the_same_places() -> None:
-    """Whatever is read in between, chunks end at multiples of the block, and whole ones say so."""
+    """However much is read at once, blocks end at their multiples, and whole ones say so."""
     source = KeySource(range(3 * BLOCK_KEYS + 5), key_maker(None, 0, ""), clock=Hand())
-    chunks = [source.read(size, 0) for size in (10, 40, *[10**6] * 6)]
-    assert [len(chunk) for chunk in chunks] == [10, 40, 4_950, 5_000, 5_000, 5, 0, 0]
-    assert [chunk.is_block for chunk in chunks] == [False] * 3 + [True] * 2 + [False] * 3
+    pieces = [source.read(size, 0) for size in (10, 40, *[10**6] * 6)]
+    assert [len(piece.keys) for piece in pieces] == [10, 40, 4_950, 5_000, 5_000, 5, 0, 0]
+    assert [piece.is_first for piece in pieces] == [True] + [False] * 2 + [True] * 5
+    assert [piece.is_block for piece in pieces] == [False] * 2 + [True] * 3 + [False] * 3
     assert source.is_exhausted
 
 

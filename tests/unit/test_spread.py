@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pytest
 from google.protobuf.message import Message
@@ -15,6 +16,7 @@ from run_once.key_pass import KeyPass
 from run_once.key_source import KeySource, key_maker
 from run_once.live import LiveItem, registry
 from run_once.pass_options import PassOptions
+from run_once.todo import Piece
 from tests.fake_server import FakeServer, FakeTransport, ReplyT, make_session
 
 BLOCK = 50
@@ -27,6 +29,7 @@ class Noting(FakeTransport):
 
     Attributes:
         granted: How many keys each claim got, before which all keys were not gone.
+        named: Every key that was asked for.
     """
 
     knows_frontier = True
@@ -34,6 +37,7 @@ class Noting(FakeTransport):
     def __init__(self, server: FakeServer) -> None:
         super().__init__(server)
         self.granted: list[int] = []
+        self.named: list[str] = []
 
     def call(
         self, method: str, request: Message, reply_type: type[ReplyT], timeout_s: float
@@ -41,6 +45,8 @@ class Noting(FakeTransport):
         """Send a request."""
         if method == "Frontier" and not self.knows_frontier:
             raise TransportError("UNIMPLEMENTED", "an older server")
+        if isinstance(request, pb.ClaimRequest):
+            self.named += [key.decode() for key in request.keys]
         is_left = any(self.server.state_of(name.encode()) == pb.KEY_STATE_ABSENT for name in NAMES)
         reply = super().call(method, request, reply_type, timeout_s)
         if isinstance(reply, pb.ClaimReply) and is_left:
@@ -58,7 +64,14 @@ class Worker:
         done: What it handed out, in order.
     """
 
-    def __init__(self, server: FakeServer, *, knows_frontier: bool = True) -> None:
+    def __init__(
+        self,
+        server: FakeServer,
+        *,
+        knows_frontier: bool = True,
+        items: Iterable[str] = NAMES,
+        has_quick_keys: bool = True,
+    ) -> None:
         options = PassOptions(
             ttl_s=60.0,
             is_kept=True,
@@ -72,7 +85,12 @@ class Worker:
         self.transport = Noting(server)
         self.transport.knows_frontier = knows_frontier
         source = KeySource(
-            NAMES, key_maker(None, 0, ""), clock=server.clock, block_keys=BLOCK, min_block_keys=10
+            items,
+            key_maker(None, 0, ""),
+            clock=server.clock,
+            has_quick_keys=has_quick_keys,
+            block_keys=BLOCK,
+            min_block_keys=10,
         )
         self.running = KeyPass(source, make_session(self.transport), options, server.clock)
         self.running.pace.note_body(MS)
@@ -106,10 +124,18 @@ def run_all(workers: list[Worker], rng: random.Random) -> None:
                 break
 
 
+KINDS: dict[str, Callable[[FakeServer], Worker]] = {
+    "list": Worker,
+    "generator": lambda server: Worker(server, items=iter(NAMES)),
+    "key=": lambda server: Worker(server, has_quick_keys=False),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(8))
-def test_each_key_once_and_no_request_for_nothing(server: FakeServer, seed: int) -> None:
+def test_each_key_once_and_no_request_for_nothing(server: FakeServer, seed: int, kind: str) -> None:
     """While a key is free, whoever claims gets some; each goes to the end before it comes back."""
-    workers = [Worker(server) for _ in range(3)]
+    workers = [KINDS[kind](server) for _ in range(3)]
     run_all(workers, random.Random(seed))
     assert sorted(name for worker in workers for name in worker.done) == NAMES
     for worker in workers:
@@ -123,6 +149,100 @@ def test_each_key_once_and_no_request_for_nothing(server: FakeServer, seed: int)
         len(request.keys) for _, request in server.requests if type(request) is pb.ClaimRequest
     ]
     assert sum(named) < 2 * len(NAMES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_is_told_other_places(server: FakeServer, kind: str) -> None:
+    """Behind what was read before bodies were known, no two ask for the same keys."""
+    workers = [KINDS[kind](server) for _ in range(2)]
+    for _ in range(15):
+        for worker in workers:
+            for _ in range(5):
+                assert worker.step()
+    first, second = (set(worker.transport.named) for worker in workers)
+    assert not (first & second) - set(NAMES[:10])
+    assert all(len(named) > BLOCK for named in (first, second))
+
+
+class Timed:
+    """A generator of the keys, each of which takes a while.
+
+    Attributes:
+        n_given: So many it has given.
+    """
+
+    def __init__(self, server: FakeServer, item_s: float) -> None:
+        self.n_given = 0
+        self._server = server
+        self._item_s = item_s
+
+    def __iter__(self) -> Iterator[str]:
+        for name in NAMES:
+            self._server.clock.advance(self._item_s)
+            self.n_given += 1
+            yield name
+
+
+def asks_for_places(server: FakeServer) -> bool:
+    """Tell whether anybody asked the server for places of blocks."""
+    return any(
+        isinstance(request, pb.FrontierRequest)
+        or (isinstance(request, pb.ClaimRequest) and request.HasField("frontier"))
+        for _, request in server.requests
+    )
+
+
+def sizes_read(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note how much is read at a time."""
+    source = worker.running._source
+    sizes: list[int] = []
+
+    def read(size: int, prompt_size: int) -> Piece[str]:
+        piece = KeySource.read(source, size, prompt_size)
+        sizes.append(len(piece.keys))
+        return piece
+
+    monkeypatch.setattr(source, "read", read)
+    return sizes
+
+
+def test_a_block_is_read_in_pieces(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a block takes more than a moment, and no more than a few, others share it as well."""
+    items = Timed(server, 0.003)
+    worker = Worker(server, items=items)
+    sizes = sizes_read(worker, monkeypatch)
+    while worker.step():
+        assert items.n_given % BLOCK == 0 or items.n_given == len(NAMES)
+    assert worker.done == NAMES
+    assert max(sizes) == 17  # 50 ms
+    assert asks_for_places(server)
+
+
+def test_keys_are_made_in_pieces(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a `key=` hold an item up for longer than a moment at a time."""
+    worker = Worker(server, has_quick_keys=False)
+    sizes = sizes_read(worker, monkeypatch)
+
+    def make_keys(items: Sequence[str]) -> list[bytes]:
+        server.clock.advance(0.003 * len(items))
+        return [item.encode() for item in items]
+
+    monkeypatch.setattr(worker.running._source, "_make_keys", make_keys)
+    while worker.step():
+        pass
+    assert worker.done == NAMES
+    assert max(sizes) == 17
+    assert asks_for_places(server)
+
+
+def test_a_slow_generator_is_not_read_ahead(server: FakeServer) -> None:
+    """What takes its time is handed out as it comes, and no block is waited for."""
+    items = Timed(server, 0.010)
+    worker = Worker(server, items=items)
+    while worker.step():
+        assert items.n_given <= len(worker.done) + 15
+    assert worker.done == NAMES
+    assert not asks_for_places(server)
 
 
 def test_what_was_given_back_is_found(server: FakeServer) -> None:

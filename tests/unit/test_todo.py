@@ -9,7 +9,7 @@ import pytest
 from distlock_proto import lock_table_pb2 as pb
 from distlock_server.clock import ManualClock
 from distlock_server.frontiers import Block, Frontiers
-from run_once.todo import Chunk, Todo, frontier_request
+from run_once.todo import Piece, Todo, frontier_request
 
 BLOCK = 10
 
@@ -19,10 +19,10 @@ def names(begin: int, end: int) -> list[bytes]:
     return [b"k%04d" % number for number in range(begin, end)]
 
 
-def block(number: int) -> Chunk[bytes]:
+def block(number: int) -> Piece[bytes]:
     """Give a block of the list."""
     keys = names(number * BLOCK, (number + 1) * BLOCK)
-    return Chunk(keys, keys, is_block=True)
+    return Piece(keys, keys, is_first=True, is_block=True)
 
 
 @pytest.fixture
@@ -91,6 +91,67 @@ def test_not_spread_asks_for_all(todo: Todo[bytes]) -> None:
     assert todo.take(4)[0] == names(10, 14)
     todo.put_back([b"x"], [b"x"])
     assert todo.take(15)[0] == [b"x", *names(14, 20)]
+
+
+# ---------------------------------------------------------------- a chunk that grows
+
+
+def piece(begin: int, end: int) -> Piece[bytes]:
+    """Give what was read of the first block, or all of it."""
+    keys = names(begin, end)
+    return Piece(keys, keys, is_first=begin == 0, is_block=end == BLOCK)
+
+
+def test_pieces_are_one_block() -> None:
+    """A block that was read in pieces is the same as one that was read at once."""
+    todo: Todo[bytes] = Todo()
+    for begin, end in ((0, 3), (3, 4), (4, 10)):
+        assert not todo.shared(1)
+        todo.append(piece(begin, end))
+        assert len(todo) == end
+    todo.append(block(1))
+    whole: Todo[bytes] = Todo()
+    whole.append(block(0))
+    assert [chunk.digest for chunk in todo.shared(2)][:1] == [whole.shared(1)[0].digest]
+    assert [len(chunk) for chunk in todo.new_blocks(2)] == [10, 10]
+
+
+@pytest.mark.parametrize("n_taken", [2, 3])
+def test_taken_before_it_grew(n_taken: int) -> None:
+    """What was asked for is asked for no more, told to nobody, and given out for good."""
+    todo: Todo[bytes] = Todo()
+    todo.is_spread = True
+    todo.append(piece(0, 3))
+    taken = todo.take(n_taken)
+    assert taken == (names(0, n_taken), names(0, n_taken))
+    assert len(todo) == 3 - n_taken
+    todo.append(piece(3, 6))
+    assert todo.take(1) == (names(n_taken, n_taken + 1),) * 2
+    todo.append(piece(6, 10))
+    assert taken == (names(0, n_taken), names(0, n_taken))
+    assert len(todo) == 9 - n_taken
+    assert todo.is_stuck
+    assert not todo.new_blocks(1)
+    blocks = todo.shared(1)
+    assert blocks[0].keys == names(0, 10)
+    assert frontier_request(blocks, 2).place == n_taken + 1
+    todo.follow(blocks, pb.Slice(block=0, place=6, n_keys=4))
+    assert passed(todo) == names(n_taken + 1, 6)
+    assert [blocks[0].item(place) for place in range(n_taken + 1, 6)] == names(n_taken + 1, 6)
+    assert todo.take(10) == (names(6, 10),) * 2
+    assert len(todo) == 0
+
+
+def test_all_taken_when_it_ends() -> None:
+    """A block of which nothing is left is none to ask about; the next one begins anew."""
+    todo: Todo[bytes] = Todo()
+    todo.append(piece(0, 9))
+    todo.take(9)
+    todo.append(Piece([], [], is_first=False, is_block=True))
+    assert not todo.is_stuck
+    assert not todo.shared(1)
+    todo.append(block(1))
+    assert [chunk.keys for chunk in todo.shared(2)] == [names(10, 20)]
 
 
 @pytest.mark.parametrize("seed", range(20))

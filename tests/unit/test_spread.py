@@ -258,11 +258,16 @@ def test_what_was_given_back_is_found(server: FakeServer) -> None:
     assert sorted(first.done + second.done) == NAMES
 
 
-def test_what_is_passed_is_bounded(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "bound"), [("list", "_MAX_PASSED_BLOCKS"), ("generator", "_MAX_KEPT_BLOCKS")]
+)
+def test_what_is_passed_is_bounded(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, kind: str, bound: str
+) -> None:
     """Who passes over many blocks looks at the first before it reads on."""
-    monkeypatch.setattr(asker, "_MAX_PASSED_BLOCKS", 1)
+    monkeypatch.setattr(asker, bound, 1)
     monkeypatch.setattr(asker, "_SHARED_BLOCKS", 1)
-    first, second = Worker(server), Worker(server)
+    first, second = KINDS[kind](server), KINDS[kind](server)
     most = 0
     for _ in range(20):
         for worker in (first, second):

@@ -61,7 +61,8 @@ _SECURITY: Final[tuple[Callable[..., Any], ...]] = (
     ),
     option(
         "public_host",
-        help="How other machines reach this one, for that file.  [default: this machine's name]",
+        help="How other machines reach this one, for that file.  [default: --host, or this "
+        "machine's name]",
     ),
     option("insecure", is_flag=True, help="Beyond loopback do without TLS and tokens."),
     option("tls_cert", type=PATH, help="Certificate of the server, PEM, instead of one made here."),

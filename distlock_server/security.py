@@ -218,7 +218,7 @@ def _make(wanted: Wanted) -> tuple[Wanted, Path | None]:
         folder = database.with_name(f"{database.name}.secure")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     token_file = wanted.token_file
-    if token_file is None and wanted.tls_client_ca is None:
+    if token_file is None:  # a certificate alone says no role
         token_file = folder / "tokens"
         if not token_file.exists():
             lines = ["# role token"]

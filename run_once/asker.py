@@ -72,6 +72,7 @@ class Asker(Generic[ItemT]):
         session: The connection.
         is_skipping: Nothing but done keys was found by the last request, a large one.
         first_busy: The first key that was left to others; None: none was.
+        first_exhausted: The first that was attempted too often to be asked for; None: none was.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Asker(Generic[ItemT]):
         self.session = session
         self.is_skipping = False
         self.first_busy: bytes | None = None
+        self.first_exhausted: bytes | None = None
         self._source = source
         self._options = options
         self._clock = clock
@@ -431,6 +433,7 @@ class Asker(Generic[ItemT]):
                 granted.append(item)
             elif state == pb.KEY_STATE_EXHAUSTED:
                 self._counts.exhausted += 1
+                self.first_exhausted = self.first_exhausted or key
             elif state == pb.KEY_STATE_DONE:
                 pass
             elif state != pb.KEY_STATE_NOT_ASKED and (place < last or last < 0):

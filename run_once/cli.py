@@ -172,13 +172,17 @@ def secret(show: bool) -> None:
     """Say where the secret is that results are signed with."""
     import os  # noqa: PLC0415 (see the module)
 
+    from run_once.config import load_config  # noqa: PLC0415
     from run_once.secret import how_to_share, load_secret, secret_path  # noqa: PLC0415
 
+    configured = load_config().secret
     if show:
-        print(bytes(load_secret()).decode("utf-8", "surrogateescape"))
+        print(bytes(load_secret(configured=configured)).decode("utf-8", "surrogateescape"))
         return
     if os.environ.get("RUN_ONCE_SECRET"):
         print("set by RUN_ONCE_SECRET")
+    elif configured:
+        print("set by the option `secret`, in an ini file")
     else:
         path = secret_path()
         print(f"{path} ({'set' if path.exists() else 'made on first use'})")

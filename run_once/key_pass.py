@@ -116,6 +116,11 @@ class KeyPass(Generic[ItemT]):
         """The first key that was left to others; None: none was."""
         return self._asker.first_busy
 
+    @property
+    def first_exhausted(self) -> bytes | None:
+        """The first key that was attempted too often to be asked for again; None: none was."""
+        return self._asker.first_exhausted
+
     # -- for whoever asks for items ---------------------------------------------------------------
 
     def claim_next(self) -> LiveItem[ItemT] | None:

@@ -7,6 +7,7 @@ from typing import Any, Final
 from distlock_proto import lock_table_pb2 as pb
 from run_once.errors import RunOnceError
 from run_once.key_pass import KeyPass
+from run_once.keys import display_key
 from run_once.live import show
 from run_once.local import announce
 from run_once.progress import duration
@@ -23,6 +24,13 @@ def tell_end(ended: KeyPass[Any], namespace: str) -> None:
         namespace: Its namespace.
     """
     counts = ended.counts
+    if ended.first_exhausted is not None:
+        keys = "1 key was" if counts.exhausted == 1 else f"{counts.exhausted:,} keys were"
+        announce(
+            f"{keys} left alone, attempted as often as max_attempts allows (the first: "
+            f"{show(ended.first_exhausted)}): `run-once list` shows them; to have that one tried "
+            f"again: {display_key(ended.first_exhausted).reset_command}"
+        )
     if counts.busy and ended.first_busy is not None:
         keys = "1 key was" if counts.busy == 1 else f"{counts.busy:,} keys were"
         first, about = _holder(ended, ended.first_busy)

@@ -213,6 +213,18 @@ def test_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "of some length" not in hidden
 
 
+def test_secret_of_an_ini_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What programs started here sign with is what is shown."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".run_once.ini").write_text("[run_once]\nsecret = another one of some length\n")
+    (tmp_path / ".run_once.ini").chmod(0o600)
+    assert run("secret", "--show").output == "another one of some length\n"
+    hidden = run("secret").output
+    assert hidden.startswith("set by the option `secret`")
+    assert "of some length" not in hidden
+
+
 def test_server_gone_is_one_sentence(
     configured_server: InprocServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -416,3 +416,16 @@ def test_the_end_is_good_without_a_server(
     monkeypatch.setattr(pass_end, "announce", lambda text, about: said.append(text))
     pass_end.tell_end(running, "")
     assert "(the first: 'held')" in said[0]
+
+
+def test_left_alone_is_said(other: Other, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pass that left keys alone for max_attempts says how many, the first, and what to do."""
+    loop = DistributedIterator(["a", "b"], max_attempts=1)
+    for _ in range(2):
+        for item in loop:
+            notify_failure(item, "broken")
+    said = capsys.readouterr().err
+    assert loop.counts.exhausted == 2
+    assert said.startswith("run-once: 2 keys were left alone, attempted as often as max_attempts")
+    assert "(the first: 'a')" in said
+    assert "run-once reset a" in said

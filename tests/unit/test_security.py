@@ -117,6 +117,16 @@ def test_made_once(tmp_path: Path) -> None:
     assert prepare(wanted._replace(secure_dir=tmp_path / "mine")).token != first.token
 
 
+def test_a_clients_certificate_does_not_stand_for_a_token(tmp_path: Path) -> None:
+    """--secure beside --tls_client_ca makes and asks for tokens, too: they say the role."""
+    tls.make(tmp_path / "ca.key", tmp_path / "ca.pem", ["ca"])
+    made = prepare(
+        Wanted("0.0.0.0", tmp_path / "db", secure=True, tls_client_ca=tmp_path / "ca.pem")
+    )
+    assert (tmp_path / "db.secure" / "tokens").exists()
+    assert made.token is not None
+
+
 def test_certificate_made_anew_for_the_same_key(tmp_path: Path) -> None:
     """Whoever deletes the certificate gets another one, with the same key and tokens."""
     wanted = Wanted("0.0.0.0", tmp_path / "db", secure=True)

@@ -12,23 +12,22 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-import os
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from run_once.joblib_failures import Failures
 from run_once.joblib_jobs import Call, Item, Job, Pace
 from run_once.joblib_lookup import MAX_WAIT_S, MIN_WAIT_S, Busy, Cold, Found, Lookups
 from run_once.joblib_outcomes import Elsewhere, Failure, Outcome, Settled, Value
 from run_once.joblib_report import Tally
+from run_once.joblib_running import Inner, Running
 from run_once.joblib_settle import Settler
-from run_once.joblib_worker import ClaimedCall, InResult, RemoteCall, TaskOptions
+from run_once.joblib_worker import InResult, TaskOptions
 from run_once.task import Ran
 from run_once.threads import start_daemon
 
@@ -46,33 +45,6 @@ N_DISPATCHERS: Final = 2
 
 WORTH_A_REQUEST: Final = 256
 """Fewer keys wait for the request that is under way, to go together with others."""
-
-
-class Inner(Protocol):
-    """What the dispatcher needs of the backend that runs the calls."""
-
-    def run(
-        self,
-        job: Job,
-        calls: list[Call],
-        done: Callable[[list[Any]], None],
-        failed: Callable[[BaseException], None],
-    ) -> None:
-        """Run wrapped calls of one job as one batch; `done` or `failed` is called, once."""
-        ...
-
-    def batch_size(self) -> int:
-        """Give the number of cold items that make one batch."""
-        ...
-
-    def n_workers(self) -> int:
-        """Give the number of workers."""
-        ...
-
-
-BATCHES_PER_WORKER: Final = 2
-"""As many as joblib itself gives: one runs, one waits."""
-
 
 FEW: Final = 64
 """Keys in one request of which some may be claimed before a call has run."""
@@ -138,20 +110,23 @@ class Dispatcher:
         self._threads: dict[str, threading.Thread] = {}
         self._open_jobs: weakref.WeakSet[Job] = weakref.WeakSet()
         self._closed = False
-        # The way of an item: jobs, new, free or cold, in flight; with stops at busy and later.
+        # The way of an item: jobs, new, perhaps free, running; with stops at busy and later.
         self._jobs: deque[Job] = deque()
         self._new: deque[Item] = deque()
         self._free: deque[Item] = deque()  # short, and to be claimed here when there is room
-        self._cold: deque[list[Item]] = deque()
         self._busy: dict[bytes, list[Item]] = {}
         self._later: list[tuple[float, int, Item]] = []
-        self._in_flight: dict[bytes, list[bytes]] = {}
         self._leases: dict[bytes, Lease] = {}
-        self._n_running = 0
         self._n_asking = 0
-        # Held while the inner backend is given a batch: it must get none after its end. A garbage
-        # collector may end the call in any thread, so also in one that holds it.
-        self._handing_over = threading.RLock()
+        self._running = Running(
+            inner,
+            session,
+            options,
+            self._mutex,
+            self._condition,
+            take=self._take_answers,
+            fail=self._take_failure,
+        )
 
     def submit(self, job: Job) -> None:
         """Queue a job; returns at once."""
@@ -167,12 +142,12 @@ class Dispatcher:
         """Stop: nothing is looked up or run any more."""
         with self._mutex:
             self._closed = True
+            self._running.stop()
         ran = self._settler.close()
-        with self._handing_over, self._mutex:
-            for queue in (self._jobs, self._new, self._free, self._cold, self._busy, self._later):
+        claims = self._running.close()
+        with self._mutex:
+            for queue in (self._jobs, self._new, self._free, self._busy, self._later):
                 queue.clear()
-            claims = list(self._in_flight.items())
-            self._in_flight.clear()
             settling = {lease.key for lease, _ in ran}
             leases = [lease for key, lease in self._leases.items() if key not in settling]
             self._leases.clear()
@@ -256,10 +231,10 @@ class Dispatcher:
                 finally:
                     with self._mutex:
                         self._n_asking -= 1
-            self._hand_over()
+            self._running.hand_over()
 
     def _has_work(self) -> bool:
-        return self._may_ask() or self._has_room()
+        return self._may_ask() or self._running.has_room()
 
     def _may_ask(self) -> bool:
         """Tell whether there is something to look up that need not wait for a request's end."""
@@ -286,7 +261,7 @@ class Dispatcher:
         The first ones of all, too, of which nothing is known: workers wait for them.
         """
         if not self._pace.is_known:
-            return max(0, self._inner.n_workers() - len(self._leases) - len(self._in_flight))
+            return max(0, self._inner.n_workers() - len(self._leases) - len(self._running.claims))
         if not self._pace.is_short:
             return 0
         wanted = self._pace.calls_per_worker(max(1, self._inner.batch_size()))
@@ -319,7 +294,7 @@ class Dispatcher:
             with self._mutex:
                 self._free.extend(item for item in cold if item.lease is None)
             cold = [item for item in cold if item.lease is not None]
-        self._split(cold)
+        self._running.put(cold)
 
     def _keep_leases(self, found: dict[bytes, Found]) -> None:
         """Note what was claimed; give it back if the call ended meanwhile."""
@@ -351,90 +326,20 @@ class Dispatcher:
         self._settle(item, found)
         return False
 
-    def _split(self, cold: list[Item]) -> None:
-        """Queue cold items as batches for the inner backend, each of one job."""
-        by_job: dict[int, list[Item]] = {}
-        for item in cold:
-            by_job.setdefault(id(item.job), []).append(item)
-        size = max(1, self._inner.batch_size())
-        for items in by_job.values():
-            for first in range(0, len(items), size):
-                self._cold.append(items[first : first + size])
+    def _take_answers(self, items: list[Item], outcomes: list[Any]) -> None:
+        """Take what came back, in a thread of the inner backend, which must live on."""
+        try:
+            self._take_outcomes(items, outcomes)
+        except Exception as error:
+            self._broke(error)
 
-    def _has_room(self) -> bool:
-        """Tell whether a batch can be handed over.
-
-        The inner backend gets no more at once than joblib itself would give it: what is queued here
-        is not pickled yet, and an abort leaves it alone.
-        """
-        max_running = BATCHES_PER_WORKER * self._inner.n_workers()
-        return bool(self._cold) and self._n_running < max_running
-
-    def _hand_over(self) -> None:
-        while True:
-            with self._mutex:
-                if self._closed or not self._has_room():
-                    return
-                items = self._cold.popleft()
-                self._n_running += 1
-            self._run_batch(items)
-
-    def _run_batch(self, items: list[Item]) -> None:
-        claim_id = os.urandom(16)
-        calls = [self._wrapped(item, claim_id) for item in items]
-        to_claim = [item.key for item in items if item.lease is None]
-
-        def done(outcomes: list[Any]) -> None:
-            self._landed(claim_id)
-            try:
-                self._take_outcomes(items, outcomes)
-            except Exception as error:  # in a thread of the inner backend, which must live on
-                self._broke(error)
-
-        def failed(error: BaseException) -> None:
-            # It stays in flight: a worker that was killed holds its key until the call is aborted.
-            self._make_room()
-            for item in items:
-                self._settle(item, Failure(error))
-            # Nothing runs there any more: joblib must not wait for the rest of the job, which may
-            # wait for other machines, or for room that these items' leases take up.
-            items[0].job.fail(error)
-
-        with self._handing_over:
-            with self._mutex:
-                if self._closed:
-                    return
-                if to_claim:
-                    self._in_flight[claim_id] = to_claim
-            try:
-                self._inner.run(items[0].job, calls, done, failed)
-            except BaseException as error:
-                failed(error)
-
-    def _wrapped(self, item: Item, claim_id: bytes) -> Call:
-        func, args, kwargs = item.call
-        if item.lease is None:
-            wrapped = RemoteCall(func, item.source_id, item.key, claim_id, self._options)
-            return wrapped, args, kwargs
-        item.lease.start()
-        grant, options = item.lease.grant, self._claimed_options
-        return ClaimedCall(func, item.source_id, grant, options), args, kwargs
-
-    @cached_property
-    def _claimed_options(self) -> TaskOptions:
-        """Options for workers that need not ask the server for anything."""
-        limits = self._session.client.limits()
-        return replace(self._options, max_inline_bytes=limits.max_inline_result_bytes)
-
-    def _landed(self, claim_id: bytes) -> None:
-        with self._mutex:
-            self._in_flight.pop(claim_id, None)
-        self._make_room()
-
-    def _make_room(self) -> None:
-        with self._mutex:
-            self._n_running -= 1
-            self._condition.notify_all()
+    def _take_failure(self, items: list[Item], error: BaseException) -> None:
+        """End items of which nothing runs any more."""
+        for item in items:
+            self._settle(item, Failure(error))
+        # joblib must not wait for the rest of the job, which may wait for other machines, or for
+        # room that these items' leases take up.
+        items[0].job.fail(error)
 
     def _take_outcomes(self, items: list[Item], outcomes: list[Outcome | Ran[Any]]) -> None:
         """Take what workers answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import logging
 import os
 import socket
 import stat
@@ -24,7 +25,10 @@ certificate, which is trusted by itself and for nothing else, is good under any 
 
 VALID_DAYS: Final = 3650
 
+logger = logging.getLogger(__name__)
+
 _SKEW: Final = dt.timedelta(days=1)
+_SOON: Final = dt.timedelta(days=30)
 _MAX_DNS_CHARS: Final = 253
 
 
@@ -218,14 +222,19 @@ def _check_key(pem: bytes, path: Path, certificate: x509.Certificate, beside: Pa
 
 
 def _check_time(certificate: x509.Certificate, path: Path, *, is_ours: bool) -> None:
+    """Refuse a certificate that has expired; warn of one that soon will."""
     ends = certificate.not_valid_after_utc
-    if ends > dt.datetime.now(dt.timezone.utc):
+    left = ends - dt.datetime.now(dt.timezone.utc)
+    if left > _SOON:
         return
     advice = (
         "delete it to have a new one made, and hand the new address file out"
         if is_ours
         else "get a new one from its CA"
     )
+    if left > dt.timedelta(0):
+        logger.warning("the certificate %s expires on %s; %s", path, f"{ends:%Y-%m-%d}", advice)
+        return
     raise TlsError(
         f"the certificate {path} expired on {ends:%Y-%m-%d}, so that no client accepts it; {advice}"
     )

@@ -154,6 +154,18 @@ def test_unusable_keys(tmp_path: Path, own: dict[str, Any]) -> None:
         prepare(Wanted("127.0.0.1", tls_cert=own["tls_cert"], tls_key=certificate))
 
 
+def test_a_certificate_that_ends_soon_is_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever starts the server has a month to get another one."""
+    authority = Authority(tmp_path / "more")
+    for days, is_warned in ((29, True), (31, False)):
+        caplog.clear()
+        certificate, key = authority.issue("short", lasts_s=days * 86_400)
+        prepare(Wanted("127.0.0.1", tls_cert=certificate, tls_key=key))
+        assert ("short.pem expires on" in caplog.text) == is_warned
+
+
 def test_address_file_of_a_made_certificate(tmp_path: Path) -> None:
     """The file has address, certificate, the name to check and the admin's token; no key."""
     wanted = Wanted("0.0.0.0", tmp_path / "db", secure=True, public_host="lock.example.org")

@@ -9,7 +9,7 @@ import weakref
 from typing import Any, Final
 
 from run_once.key_pass import KeyPass
-from run_once.threads import start_daemon
+from run_once.threads import Background
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,7 @@ class ClaimAhead:
         self._pass = running
         self._wake = threading.Event()
         self._is_closed = False
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._thread = Background("run_once claims ahead")
         running.wake = self.wake
         if not _RUNNING:
             atexit.unregister(_close_all)
@@ -38,8 +37,8 @@ class ClaimAhead:
 
     def wake(self) -> None:
         """Look at once."""
-        if self._thread is None:
-            self._start()
+        if not self._is_closed:
+            self._thread.start(self._run)
         if not self._wake.is_set():
             self._wake.set()
 
@@ -53,28 +52,17 @@ class ClaimAhead:
         """End the thread; a claim under way may take a moment, and gives back what it gets."""
         self.stop()
         _RUNNING.discard(self)
-        thread = self._thread
+        thread = self._thread.thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(JOIN_S)
 
-    def _start(self) -> None:
-        with self._lock:
-            if self._thread is not None or self._is_closed:
-                return
-            start_daemon(self._run, "run_once claims ahead")
-
     def _run(self) -> None:
-        with self._lock:
-            if self._thread is not None:
-                return  # whoever started it was interrupted, and started another one
-            self._thread = threading.current_thread()
         while not self._is_closed:
             self._wake.clear()
             try:
                 pause_s = self._pass.step_ahead()
             except Exception:
                 logger.exception("claiming ahead failed; keys are claimed when they are asked for")
-                self._thread = None
                 return
             if not self._is_closed:
                 self._wake.wait(pause_s)

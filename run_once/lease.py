@@ -22,7 +22,7 @@ from run_once.client import LockClient
 from run_once.clock import Clock
 from run_once.errors import RunOnceError
 from run_once.process import THIS
-from run_once.threads import start_daemon
+from run_once.threads import Background
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +233,7 @@ class LeaseKeeper:
         self._changed = threading.Condition(self._mutex)
         # Guarded by _mutex: the leases that are kept, the thread, and whether it shall end.
         self._kept: dict[tuple[bytes, int], Lease] = {}
-        self._thread: threading.Thread | None = None
+        self._thread = Background("run_once lease keeper")
         self._is_closed = False
         self._wake_ns = 0
         # Only the thread's: the server did not answer.
@@ -374,7 +374,7 @@ class LeaseKeeper:
         with self._mutex:
             self._is_closed = True
             self._kept.clear()
-            thread = self._thread
+            thread = self._thread.thread
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_s)
@@ -391,8 +391,8 @@ class LeaseKeeper:
             if due_ns < self._wake_ns:
                 self._wake_ns = due_ns
                 self._changed.notify_all()
-            if self._thread is None and self._use_thread:
-                start_daemon(self._run, "run_once lease keeper")
+            if self._use_thread:
+                self._thread.start(self._run)
 
     def _renew_once(self, leases: list[Lease]) -> None:
         """Send one request; without an answer try again soon."""
@@ -439,10 +439,6 @@ class LeaseKeeper:
 
     def _run(self) -> None:
         """Be the thread."""
-        with self._mutex:
-            if self._thread is not None:
-                return  # whoever started it was interrupted, and started another one
-            self._thread = threading.current_thread()
         while True:
             try:
                 due_ns = self.step()
@@ -458,7 +454,7 @@ class LeaseKeeper:
                     self._wake_ns = sys.maxsize
                     self._changed.wait(_IDLE_END_S)
                 if not self._kept:
-                    self._thread = None
+                    self._thread.end()
                     return
 
     def _nap(self, due_ns: int | None) -> None:

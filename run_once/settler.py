@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from run_once.answers import SettleAnswer
 from run_once.lease import Lease
 from run_once.process import THIS
-from run_once.threads import start_daemon
+from run_once.threads import Background
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Settler:
         self._n_flushing = 0
         self._is_idle = True
         self._sent_s = 0.0
-        self._thread: threading.Thread | None = None
+        self._thread = Background("run_once settler")
 
     def put(self, lease: Lease, ended: Ended) -> None:
         """Queue an item with its lease; waits while too many are queued."""
@@ -86,8 +86,7 @@ class Settler:
         queue.append((lease, ended))
         if self._use_thread and (self._is_idle or len(queue) >= _ENOUGH):
             with self._mutex:
-                if self._thread is None:
-                    self._start()
+                self._start()
                 self._changed.notify_all()
                 while len(queue) >= MAX_QUEUED:
                     self._changed.wait(1.0)
@@ -108,8 +107,8 @@ class Settler:
             pass
         end_s = None if timeout_s is None else self._now_s() + timeout_s
         with self._mutex:
-            if self._queue and self._use_thread and self._thread is None:
-                self._start()  # whoever brought it was interrupted
+            if self._queue and self._use_thread:
+                self._start()  # whoever brought it may have been interrupted
             self._n_flushing += 1
             self._changed.notify_all()
             try:
@@ -160,18 +159,14 @@ class Settler:
             ended.take_answer(answer)
 
     def _start(self) -> None:
-        start_daemon(self._run, "run_once settler")
+        self._thread.start(self._run)
 
     def _run(self) -> None:
         """Be the thread."""
-        with self._mutex:
-            if self._thread is not None:
-                return  # whoever started it was interrupted, and started another one
-            self._thread = threading.current_thread()
         while True:
             with self._mutex:
                 if not self._await_items():
-                    self._thread = None
+                    self._thread.end()
                     return
             try:
                 self.step()

@@ -333,12 +333,12 @@ def _await(condition: object, timeout_s: float = 20.0) -> None:
 def test_thread_renews_and_ends() -> None:
     """The thread starts with the first kept lease, is a daemon, renews, and ends at close."""
     setup = _Threaded()
-    assert setup.keeper._thread is None
+    assert setup.keeper._thread.thread is None
     setup.claim(b"a", ttl_s=3000, keep_alive=False)
-    assert setup.keeper._thread is None
+    assert setup.keeper._thread.thread is None
     setup.claim(b"slow", ttl_s=3000)
-    _await(lambda: setup.keeper._thread is not None)
-    thread = setup.keeper._thread
+    _await(lambda: setup.keeper._thread.thread is not None)
+    thread = setup.keeper._thread.thread
     assert isinstance(thread, threading.Thread)
     assert thread.daemon
     (lease,) = setup.claim(b"fast", ttl_s=0.3)

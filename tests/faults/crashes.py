@@ -23,6 +23,10 @@ from tests.servers import ServerProcess
 MIN_OPS: Final = 30
 """A fault after fewer operations says nothing."""
 
+_SYNCS: Final = (MIN_OPS + 20, 220)
+"""A server that cuts its own power does so in the place of one of these: the start has some of its
+own before the first operation."""
+
 
 class Rig:
     """A server whose power can be cut again and again."""
@@ -135,7 +139,7 @@ def cut_power(
         What the cut took, and how many operations came before it.
     """
     dies_by_itself = not is_control and rng.random() < 0.5
-    server.environment = power.environment(rng.randint(30, 200) if dies_by_itself else 0)
+    server.environment = power.environment(rng.randint(*_SYNCS) if dies_by_itself else 0)
     server.start()
     load = Load(server, recorder, profile, rng)
     before_cut(load)

@@ -24,7 +24,7 @@ FRESH_SHARE: Final = 0.9
 
 _LEFT_ALONE: Final = (pb.KEY_STATE_DONE, pb.KEY_STATE_BUSY, pb.KEY_STATE_BUSY_AHEAD)
 
-_LEFT_BEFORE: Final = (pb.KEY_STATE_BUSY, pb.KEY_STATE_EXHAUSTED, pb.KEY_STATE_DONE)
+_SETTLED: Final = (pb.KEY_STATE_EXHAUSTED, pb.KEY_STATE_DONE)
 
 MARGIN_SHARE: Final = 0.05
 
@@ -132,9 +132,10 @@ class LoopPromises:
         elif isinstance(reply, pb.LookupReply) and seen is not None:
             assert isinstance(request, pb.LookupRequest)
             # A pass looks at whole blocks, and asks for what it passed over and finds free; what
-            # it left to others before stays left.
+            # it left to others before stays left. One that waits for them looks at the end.
+            settled = _SETTLED if seen.options.waits else (*_SETTLED, pb.KEY_STATE_BUSY)
             for key, state in zip(request.keys, reply.states, strict=True):
-                if state in _LEFT_ALONE and seen.seen.get(key) not in _LEFT_BEFORE:
+                if state in _LEFT_ALONE and seen.seen.get(key) not in settled:
                     seen.seen[key] = state
             for digest in done_blocks(request, reply):
                 keys = self._worker.world.blocks[digest]

@@ -85,9 +85,12 @@ claims = st.builds(
     may_grant=st.just(True),
 )
 some_tokens = st.integers(5, 13) | st.integers(COUNTERS.token, COUNTERS.token + 30)
+some_results = st.sampled_from(
+    [Result(), Result(Storage.INLINE, b"value", 5), Result(Storage.SERVER, b"", 5, b"#" * 32)]
+)
 changes: st.SearchStrategy[batch.Change] = st.one_of(
-    st.builds(Complete, some_ids, some_tokens),
-    st.builds(Fail, some_ids, some_tokens),
+    st.builds(Complete, some_ids, some_tokens, some_results),
+    st.builds(Fail, some_ids, some_tokens, st.sampled_from(["", "boom"])),
     st.builds(Release, some_ids, some_tokens),
     st.builds(Renew, some_ids, some_tokens, st.sampled_from([1, 2 * TTL])),
     st.builds(Reset, st.just(2**63)),

@@ -48,8 +48,12 @@ class Background:
             return
         now_s = time.monotonic()
         if self._started_s is None or now_s - self._started_s > _COMES_WITHIN_S:
-            start_daemon(partial(self._run, target), self._name)
-            self._started_s = now_s
+            self._started_s = now_s  # before: the thread may end at once
+            try:
+                start_daemon(partial(self._run, target), self._name)
+            except BaseException:
+                self._started_s = None
+                raise
 
     def end(self) -> None:
         """Note that the thread does nothing more."""

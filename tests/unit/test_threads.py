@@ -68,3 +68,23 @@ def test_one_that_does_not_come_is_started_again(monkeypatch: pytest.MonkeyPatch
     started[0]()
     assert runs == ["began"]
     assert background.thread is None
+
+
+def test_one_that_ends_at_once_is_started_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As is one whose start was interrupted."""
+    runs: list[str] = []
+    background = Background("worker")
+    monkeypatch.setattr(threads, "start_daemon", lambda run, _name: run())
+    for _ in range(2):
+        background.start(lambda: runs.append("began"))
+    assert len(runs) == 2
+
+    def interrupted(_run: Callable[[], None], _name: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threads, "start_daemon", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            background.start(lambda: None)
+    background.start(lambda: runs.append("began"))
+    assert len(runs) == 3

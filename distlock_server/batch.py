@@ -34,6 +34,25 @@ Change: TypeAlias = Renew | Complete | Fail | Release | Reset | Invalidate
 """What a request may ask of each of its keys by itself."""
 
 
+class Completions(NamedTuple):
+    """Keys that their holder completes without values.
+
+    Attributes:
+        keys: The keys, each once.
+        claim_id: The claim that all of them were granted to.
+        tokens: The token that each was granted with.
+    """
+
+    keys: Sequence[bytes]
+    claim_id: bytes
+    tokens: Sequence[int]
+
+    def commands(self) -> list[tuple[bytes, Complete]]:
+        """Give the command for each key."""
+        both = zip(self.keys, self.tokens, strict=True)
+        return [(key, Complete(self.claim_id, token)) for key, token in both]
+
+
 class Item(NamedTuple):
     """The answer for one key and the key's state after it."""
 
@@ -113,6 +132,21 @@ def _claim_absent(txn: Txn, keys: Sequence[bytes], command: Claim, items: list[I
     records, outcome = txn.claim_absent(keys, command)
     items += map(_make_item, zip(itertools.repeat(outcome.answer), records))
     return len(keys) if outcome.is_new_grant else 0
+
+
+def settle(
+    txn: Txn, commands: Sequence[tuple[bytes, Change]], completions: Sequence[Completions]
+) -> Items:
+    """Apply one command to each key, in order, then complete others without values."""
+    items = apply_each(txn, commands).items
+    for run in completions:
+        found = txn.complete_held(*run)
+        if found is not None:
+            records, outcome = found
+            items += map(_make_item, zip(itertools.repeat(outcome.answer), records))
+        else:
+            items += apply_each(txn, run.commands()).items
+    return Items(items, txn.now_ns, txn.revision)
 
 
 def apply_each(txn: Txn, commands: Sequence[tuple[bytes, Change]]) -> Items:

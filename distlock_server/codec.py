@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import enum
 import functools
+import itertools
+import operator
 import struct
 import zlib
-from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple, cast
 
 from distlock_proto.legacy_pb2 import Lock
 from distlock_server import codec_2021
@@ -63,6 +65,11 @@ def counter_key(namespace: bytes, kind: Kind) -> bytes:
     return SYSTEM_PREFIX + b"c" + bytes((kind,)) + namespace
 
 
+FIRST_WITH_NAMESPACE: Final = b"\x1e"
+FIRST_BEHIND_NAMESPACES: Final = b"\x1f"
+"""All keys with a namespace lie between these two in byte order."""
+
+
 def namespace_of(stored_key: bytes) -> bytes:
     r"""Give the namespace of a key as stored, ``\x1e<namespace>\x1f<key>``; else it is empty."""
     if not stored_key.startswith(b"\x1e"):
@@ -110,8 +117,6 @@ _DEADLINE_NS: Final = struct.Struct(">q")
 _LENGTH: Final = struct.Struct(">I")
 _CRC: Final = struct.Struct(">I")
 _SHA256_BYTES: Final = 32
-_TTL_TO_DATA: Final = slice(Held._fields.index("ttl_ns"), Held._fields.index("data") + 1)
-_OWNER_TO_DATA: Final = slice(Done._fields.index("owner"), Done._fields.index("data") + 1)
 _MIN_RECORD_BYTES: Final = _HEAD.size + _CRC.size
 _STORAGES: Final = {int(storage): storage for storage in Storage}
 _KINDS: Final = {int(kind): kind for kind in Kind}
@@ -167,45 +172,58 @@ def encode(
     return body + _CRC.pack(zlib.crc32(body))
 
 
-def encode_all(records: Iterable[Record], *, stores_deadline: bool = False) -> list[bytes | None]:
-    """Encode the records of a batch, as `encode` does, which for most is quicker.
-
-    Most differ from the one before in token and revision only. These two stand at the same place
-    in all records, and what is around them is taken over.
+def encode_all(
+    records: Sequence[Record], *, stores_deadline: bool = False
+) -> Sequence[bytes | None]:
+    """Encode the records of a batch, as `encode` does, which for records that are alike is quicker.
 
     Args:
         records: The records; None: there is none.
         stores_deadline: Held ones get their deadlines with them, for shared engines.
     """
-    found: list[bytes | None] = []
-    rest_before: Any = None
-    first = last = b""
-    pack_numbers, pack_crc, crc32 = _NUMBERS.pack, _CRC.pack, zlib.crc32
-    for record in records:
-        rest: Any
-        if type(record) is Done:
-            rest = record[_OWNER_TO_DATA]
-        elif type(record) is Held and not stores_deadline:
-            rest = record.claim_id, record[_TTL_TO_DATA]
-        else:
-            found.append(_encode_one(record))
-            continue
-        if rest == rest_before:
-            body = first + pack_numbers(record.token, record.revision) + last
-            found.append(body + pack_crc(crc32(body)))
-        else:
-            raw = encode(record)
-            rest_before, first = rest, raw[: _START.size]
-            last = raw[_START.size + _NUMBERS.size : -_CRC.size]
-            found.append(raw)
-    return found
+    kinds = set(map(type, records))
+    if kinds == {type(None)}:
+        return [None] * len(records)
+    found: list[bytes] | None = None
+    if kinds == {Done}:
+        found = _encode_alike(cast("Sequence[Done]", records), Done)
+    elif kinds == {Held} and not stores_deadline:
+        found = _encode_alike(cast("Sequence[Held]", records), Held)
+    if found is not None:
+        return found
+    return [None if record is None else _encode_one(record, stores_deadline) for record in records]
 
 
-def _encode_one(record: Record) -> bytes | None:
+def _encode_one(record: Held | Failed | Done, stores_deadline: bool) -> bytes:
     """Encode a record with all that it has."""
-    if record is None:
+    if stores_deadline and isinstance(record, Held):
+        return encode(record, deadline_ns=record.deadline_ns)
+    return encode(record)
+
+
+def _encode_alike(
+    records: Sequence[Held] | Sequence[Done], kind: type[Held | Done]
+) -> list[bytes] | None:
+    """Encode records that differ in token and revision only, column by column.
+
+    These two stand at the same place in all records, and what is around them is that of the first.
+
+    Returns:
+        None if they differ in more.
+    """
+    columns = dict(zip(kind._fields, zip(*records), strict=True))  # noqa: B905 - all are of a kind
+    tokens, revisions = columns.pop("token"), columns.pop("revision")
+    columns.pop("deadline_ns", None)
+    count = len(records)
+    if any(column.count(column[0]) != count for column in columns.values()):
         return None
-    return encode(record, deadline_ns=record.deadline_ns if isinstance(record, Held) else None)
+    raw = encode(records[0])
+    first, last = raw[: _START.size], raw[_START.size + _NUMBERS.size : -_CRC.size]
+    layout = struct.Struct(f">{len(first)}sQQ{len(last)}s")
+    bodies = list(
+        map(layout.pack, itertools.repeat(first), tokens, revisions, itertools.repeat(last))
+    )
+    return list(map(operator.add, bodies, map(_CRC.pack, map(zlib.crc32, bodies))))
 
 
 def decode(raw: bytes, opened: Opened) -> Held | Failed | Done:
@@ -284,7 +302,7 @@ def is_marked_expired(raw: bytes) -> bool:
 def expired_swap(key: bytes, record: Record, raw: bytes | None) -> Swap:
     """Give the change that stores a lease as expired, for a clean shutdown."""
     assert isinstance(record, Held), "only leases expire"
-    return Swap(key, raw, encode(record, is_expired=True))
+    return Swap.one(key, raw, encode(record, is_expired=True))
 
 
 class _Head(NamedTuple):

@@ -7,6 +7,8 @@ It does no I/O: the table hands in what was read and commits what comes out.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -26,6 +28,7 @@ from distlock_server.state import (
     Reset,
     Stamp,
     claim_absent,
+    complete_held,
     is_stored_change,
     step,
 )
@@ -43,7 +46,8 @@ class Slot(NamedTuple):
 ABSENT_SLOT: Final = Slot(None, None)
 
 _make_slot: Final = maker(Slot)
-_make_swap: Final = maker(Swap)
+_record_of: Final = operator.itemgetter(Slot._fields.index("record"))
+_raw_of: Final = operator.itemgetter(Slot._fields.index("raw"))
 
 NOT_DECODED: Final[Any] = object()
 """Stands for a record that is decoded when it is asked for."""
@@ -242,6 +246,31 @@ class Group:
             self._next.token += len(keys)
         return records, outcome
 
+    def complete_held(
+        self, keys: Sequence[bytes], claim_id: bytes, tokens: Sequence[int]
+    ) -> tuple[Sequence[Record], Outcome] | None:
+        """Complete keys without values, as `apply` would one by one, if all are held by this claim.
+
+        Args:
+            keys: The keys, each once.
+            claim_id: The claim.
+            tokens: The token that each was granted with.
+
+        Returns:
+            The records after, and the answer to each; None, and nothing is changed: this is to be
+            asked one by one.
+        """
+        if not (self._kept.keys().isdisjoint(keys) and self._own.keys().isdisjoint(keys)):
+            return None
+        slots = [slot for slot in map(self._base.get, keys) if slot is not None]
+        if not keys or len(slots) != len(keys):
+            return None
+        found = complete_held(list(map(_record_of, slots)), claim_id, tokens, self._next)
+        if found is not None:
+            self._own.update(zip(keys, found[0], strict=True))
+            self._next.revision += len(keys)
+        return found
+
     def _count(self, counters: Counters) -> None:
         """Go on from these numbers: the next change gets those behind them."""
         self._next.revision = counters.revision + 1
@@ -300,15 +329,19 @@ class Group:
         self._own = {}
         return value
 
-    def changes(self) -> Iterator[tuple[bytes, Slot, Record]]:
-        """Give each changed key, its slot before and its record after the group."""
-        base = self._base
-        for key, record in self._kept.items():
-            slot = base.get(key)
-            if slot is None or slot.record is NOT_DECODED:
-                slot = self._slot_before(key)
-            if record is not slot.record or _is_dropped(slot):
-                yield key, slot, record
+    def changes(self) -> Iterator[Change]:
+        """Give the changed keys in order, those next to each other together that change alike."""
+        keys, after = list(self._kept), list(self._kept.values())
+        before = [
+            self._slot_before(key) if slot is None or slot.record is NOT_DECODED else slot
+            for key, slot in zip(keys, map(self._base.get, keys), strict=True)
+        ]
+        kinds = zip(map(type, map(_record_of, before)), map(type, after), strict=True)
+        first = 0
+        for _, run in itertools.groupby(kinds):
+            end = first + sum(1 for _ in run)
+            yield from _changed(Change(keys[first:end], before[first:end], after[first:end]))
+            first = end
 
     def _slot_before(self, key: bytes) -> Slot:
         """Give the slot of a changed key; of a damaged record, only its bytes are known."""
@@ -326,19 +359,52 @@ class Group:
         return slot
 
 
+class Change(NamedTuple):
+    """What becomes of some keys: all of one kind before, and of one kind after.
+
+    Attributes:
+        keys: The keys.
+        before: What was stored for each.
+        after: The record of each after the group.
+    """
+
+    keys: Sequence[bytes]
+    before: Sequence[Slot]
+    after: Sequence[Record]
+
+    def parts(self) -> Iterator[Change]:
+        """Give the change of each key by itself."""
+        for key, slot, record in zip(*self, strict=True):
+            yield Change((key,), (slot,), (record,))
+
+
+def _changed(change: Change) -> Iterator[Change]:
+    """Give what of this is a change: a key may be as it was after all."""
+    kept = map(operator.is_, map(_record_of, change.before), change.after)
+    if not any(kept):
+        yield change
+        return
+    for part in change.parts():
+        (slot,), (record,) = part.before, part.after
+        if record is not slot.record or _is_dropped(slot):
+            yield part
+
+
 class Write(NamedTuple):
     """What a group writes.
 
     Attributes:
-        swaps: One per stored change.
+        swaps: The stored changes.
         meta: The store's numbers.
-        slots: Each changed key's new record and bytes, memory-only changes included.
+        held: Each changed key that is held now, its record and bytes, whether stored or not.
+        ended: Each changed key that is not held now, likewise.
         is_needed: Something must reach the disk.
     """
 
     swaps: list[Swap]
     meta: Meta
-    slots: dict[bytes, Slot]
+    held: dict[bytes, Slot]
+    ended: dict[bytes, Slot]
     is_needed: bool
 
 
@@ -355,34 +421,70 @@ def plan_write(group: Group, *, stores_deadline: bool, counted_below: bytes | No
         leaves no record, and its token must not be given out again.
     """
     swaps: list[Swap] = []
-    slots: dict[bytes, Slot] = {}
-    stored: list[tuple[bytes, Slot, Record]] = []
-    for change in group.changes():
-        key, (record, raw), after = change
-        is_memory_only = not stores_deadline and _is_in_memory_only(record, after)
-        if is_memory_only and not is_stored_as_expired(raw):
-            slots[key] = Slot(after, raw)
-        else:
-            stored.append(change)
-    values = codec.encode_all([after for _, _, after in stored], stores_deadline=stores_deadline)
+    held: dict[bytes, Slot] = {}
+    ended: dict[bytes, Slot] = {}
     effects = Effects()
-    for (key, (record, raw), after), value in zip(stored, values, strict=True):
-        slots[key] = _make_slot((after, value))
-        if value == raw:
-            continue
-        was = _kind_of_damaged(raw) if record is None and raw is not None else _KINDS[type(record)]
-        marks, adds = effects.of(key, was, _KINDS[type(after)])
-        if counted_below is not None and key >= counted_below:
+
+    def plan(change: Change) -> None:
+        keys, before, after = change
+        if not stores_deadline and _is_in_memory_only(change):
+            held[keys[0]] = Slot(after[0], before[0].raw)
+            return
+        values = codec.encode_all(after, stores_deadline=stores_deadline)
+        slots = held if isinstance(after[0], Held) else ended
+        slots.update(zip(keys, map(_make_slot, zip(after, values, strict=True)), strict=True))
+        raws = list(map(_raw_of, before))
+        if values[0] == raws[0]:
+            return
+        marks, adds = effects.of(keys[0], _kind_before(before[0]), _KINDS[type(after[0])])
+        if counted_below is not None and keys[0] >= counted_below:
             adds = ()
-        swaps.append(_make_swap((key, raw, value, marks, adds)))
+        swaps.append(Swap(keys, raws, values, marks, adds))
+
+    for change in group.changes():
+        if counted_below is None and _are_planned_at_once(change):
+            plan(change)
+        else:
+            for part in change.parts():
+                plan(part)
     is_needed = bool(swaps) or group.has_counted
-    return Write(swaps, counters_meta(group.counters), slots, is_needed)
+    return Write(swaps, counters_meta(group.counters), held, ended, is_needed)
 
 
-def _is_in_memory_only(before: Record, after: Record) -> bool:
-    """Tell whether a change need not reach the disk: only leases have such."""
+def _are_planned_at_once(change: Change) -> bool:
+    """Tell whether what is stored besides the record is the same for all of these keys."""
+    was = type(change.before[0].record)
+    if was is type(change.after[0]) or not _is_of_one_namespace(change.keys):
+        return False
+    return was is not type(None) or all(slot is ABSENT_SLOT for slot in change.before)
+
+
+def _is_of_one_namespace(keys: Sequence[bytes]) -> bool:
+    """Tell whether all keys are known to be of the namespace of the first.
+
+    All that lies between two keys with the same beginning has it, too.
+    """
+    if len(keys) == 1:
+        return True
+    first, last = min(keys), max(keys)
+    prefix = codec.namespace_prefix(codec.namespace_of(keys[0]))
+    if prefix:
+        return first.startswith(prefix) and last.startswith(prefix)
+    return last < codec.FIRST_WITH_NAMESPACE or first >= codec.FIRST_BEHIND_NAMESPACES
+
+
+def _kind_before(slot: Slot) -> Kind | None:
+    """Give the kind by which a key was counted and indexed."""
+    if slot.record is None and slot.raw is not None:
+        return _kind_of_damaged(slot.raw)
+    return _KINDS[type(slot.record)]
+
+
+def _is_in_memory_only(change: Change) -> bool:
+    """Tell whether the change of one key need not reach the disk: only leases have such."""
+    (before, raw), after = change.before[0], change.after[0]
     is_lease = isinstance(before, Held) and isinstance(after, Held)
-    return is_lease and not is_stored_change(before, after)
+    return is_lease and not is_stored_change(before, after) and not is_stored_as_expired(raw)
 
 
 def is_stored_as_expired(raw: bytes | None) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from distlock_proto import lock_table_pb2 as pb
-from distlock_server.batch import Item, Items
+from distlock_server.batch import Completions, Item, Items
 from distlock_server.limits import (
     MAX_INLINE_RESULT_BYTES,
     MAX_REPLY_BYTES,
@@ -18,11 +18,9 @@ from distlock_server.limits import (
     check_count,
     check_length,
 )
-from distlock_server.quick import maker
 from distlock_server.state import (
     NO_RESULT,
     Answer,
-    Complete,
     Done,
     Failed,
     Held,
@@ -52,8 +50,6 @@ _STORAGES: Final[dict[Storage, pb.Result.Storage]] = {
     Storage.SERVER: pb.Result.STORAGE_SERVER,
     Storage.URL: pb.Result.STORAGE_URL,
 }
-
-_make_complete: Final = maker(Complete)
 
 _CUT_ERROR_CHARS: Final = 100
 """What is left of a failure's text in a reply that is full."""
@@ -99,8 +95,10 @@ def answer_states(items: Sequence[Item], now_ns: int) -> bytes:
     return bytes(_STATES.get(answer) or present_state(record, now_ns) for answer, record in items)
 
 
-def lost_states(items: Iterable[Item], now_ns: int) -> bytes:
+def lost_states(items: Sequence[Item], now_ns: int) -> bytes:
     """Give the present state of each key whose answer is LOST."""
+    if all(answer is Answer.COMPLETED for answer, _ in items):
+        return b""
     return bytes(present_state(record, now_ns) for answer, record in items if answer is Answer.LOST)
 
 
@@ -214,26 +212,25 @@ def _parse_size(message: pb.Result, field: str) -> int:
     return 0
 
 
-def parse_completions(
-    messages: Iterable[pb.Completions],
-) -> list[tuple[bytes, Complete]]:
-    """Give what completions without values ask for.
+def parse_completions(messages: Iterable[pb.Completions]) -> list[Completions]:
+    """Give what completions without values ask for; their keys are not checked yet.
 
     Raises:
-        RequestError: A claim id is none, or the tokens do not fit the keys.
+        RequestError: A claim id is none, the tokens do not fit the keys, or there are too many.
     """
-    commands: list[tuple[bytes, Complete]] = []
+    found: list[Completions] = []
+    count = 0
     for message in messages:
         check_claim_id(message.claim_id, "completions: claim_id")
-        keys, tokens, claim_id = message.keys, message.tokens, message.claim_id
+        keys, tokens = message.keys, message.tokens
         if len(keys) != len(tokens):
             raise RequestError(
                 f"completions: {len(tokens)} tokens for {len(keys)} keys, each key needs one"
             )
-        check_count(len(keys) + len(commands), "completions")
-        fields = [(claim_id, token, NO_RESULT) for token in tokens]
-        commands += zip(keys, map(_make_complete, fields), strict=True)
-    return commands
+        count += len(keys)
+        check_count(count, "completions")
+        found.append(Completions(list(keys), message.claim_id, list(tokens)))
+    return found
 
 
 def _fitting(text: str, room: Room) -> str:

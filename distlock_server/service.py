@@ -7,6 +7,7 @@ what a request of many keys does in `batch.py`, how records look in replies in `
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -193,14 +194,17 @@ class LockTableService(pb_grpc.LockTableServicer):
     async def Settle(self, request: pb.SettleRequest) -> pb.SettleReply:
         """End leases."""
         commands = await _parse_all(request.settlements, _parse_settlement, "settlements")
-        if request.completions:
-            commands += parse_completions(request.completions)
-            limits.check_keys([key for key, _ in commands], "settlements and completions")
+        completions = parse_completions(request.completions)
+        keys = [key for key, _ in commands]
+        if completions:
+            keys += itertools.chain.from_iterable(run.keys for run in completions)
+            limits.check_keys(keys, "settlements and completions")
         for key, command in commands:
             if isinstance(command, Complete) and command.result.storage is Storage.SERVER:
                 await self._results.require(key, command)
-        answers = await self._apply(commands, Rank.ENDING)
-        await _turn_of(commands)
+        run = partial(batch.settle, commands=commands, completions=completions)
+        answers = await self._calls.run(keys, run, rank=Rank.ENDING)
+        await _turn_of(keys)
         return pb.SettleReply(
             states=answer_states(answers.items, answers.now_ns),
             lost_states=lost_states(answers.items, answers.now_ns),

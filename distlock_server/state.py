@@ -17,8 +17,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import itertools
-from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 CLAIM_ID_BYTES: Final = 16
 """Length of a claim id: 128 random bits made by the client for each logical claim."""
@@ -296,6 +296,8 @@ _SEIZED: Final = Outcome(Answer.SEIZED, is_new_grant=True)
 
 _TOKEN: Final = Held._fields.index("token")
 _REVISION: Final = Held._fields.index("revision")
+_DONE_TOKEN: Final = Done._fields.index("token")
+_DONE_REVISION: Final = Done._fields.index("revision")
 
 _Step: TypeAlias = tuple[Record, Outcome]
 
@@ -337,6 +339,39 @@ def claim_absent(command: Claim, stamp: Stamp, count: int) -> tuple[list[Record]
     fields[_TOKEN] = range(after.token, after.token + count)
     fields[_REVISION] = range(after.revision, after.revision + count)
     return list(map(Held._make, zip(*fields))), outcome  # noqa: B905 - some have no end
+
+
+def complete_held(
+    records: Sequence[Record], claim_id: bytes, tokens: Sequence[int], stamp: Stamp
+) -> tuple[Sequence[Record], Outcome] | None:
+    """Complete keys that one claim holds, one after the other, without values.
+
+    A step puts the time and the revision of its stamp into the record, and takes over what the
+    lease has: the step of the first key shows what becomes of each that differs in its token alone.
+
+    Args:
+        records: What is stored for each key, at least one.
+        claim_id: The claim.
+        tokens: The token that each was granted with.
+        stamp: The stamp of the first; the revision rises by one from key to key.
+
+    Returns:
+        What is to be stored for each, and the answer to each; None if they are not all alike, or
+        not all completed.
+    """
+    after, outcome = step(records[0], Complete(claim_id, tokens[0]), stamp)
+    if set(map(type, records)) != {Held} or not isinstance(after, Done):
+        return None
+    held = dict(zip(Held._fields, zip(*cast("Sequence[Held]", records)), strict=True))  # noqa: B905
+    same = (("claim_id", claim_id), ("owner", after.owner), ("data", after.data))
+    if held["token"] != tuple(tokens) or any(
+        held[name].count(value) != len(records) for name, value in same
+    ):
+        return None
+    fields: list[Iterable[Any]] = [itertools.repeat(value) for value in after]
+    fields[_DONE_TOKEN] = tokens
+    fields[_DONE_REVISION] = range(after.revision, after.revision + len(records))
+    return list(map(Done._make, zip(*fields))), outcome  # noqa: B905 - some have no end
 
 
 def is_stored_change(before: Record, after: Record) -> bool:

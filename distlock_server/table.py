@@ -12,6 +12,7 @@ flags have a lock of their own, the watches another, and `try_renew` asks once.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
@@ -300,7 +301,7 @@ class Table:
             write = plan_write(
                 group, stores_deadline=self._store.engine.shared, counted_below=store.counted_below
             )
-            store.writing = write.slots
+            store.writing = {**write.held, **write.ended}
         reach("group.planned")
         lost = self._write(write)
         reach("group.written")
@@ -308,7 +309,7 @@ class Table:
             store.counters = group.counters
             self._remember_done(group)
             reach("group.counted")
-            watches = self._take_over(write.slots, lost)
+            watches = self._take_over(write, lost)
             store.writing = {}
         reach("group.taken_over")
         answered = self._sort_out_lost(batch, lost) if lost else batch
@@ -326,33 +327,29 @@ class Table:
         if not write.is_needed:
             return set()
         applied = self._store.engine.commit(write.swaps, write.meta)
-        lost = {
-            swap.key
-            for swap, outcome in zip(write.swaps, applied, strict=True)
-            if outcome is not APPLIED
-        }
+        keys = itertools.chain.from_iterable(swap.keys for swap in write.swaps)
+        lost = {key for key, outcome in zip(keys, applied, strict=True) if outcome is not APPLIED}
         if lost and not self._store.engine.shared:
             msg = f"the database changed under the server: {min(lost)!r}"
             raise EngineError(msg)
         return lost
 
-    def _take_over(self, slots: dict[bytes, Slot], lost: set[bytes]) -> list[Watch]:
+    def _take_over(self, write: Write, lost: set[bytes]) -> list[Watch]:
         """Take over what was written; give the watches of which a key left its lease."""
-        ended: list[bytes] = []
-        for key, slot in slots.items():
-            if key in lost:
-                continue
-            before = self._store.held.get(key)
-            if isinstance(slot.record, Held):
-                if not self._store.engine.shared:
-                    self._store.held[key] = slot
-                if before is None or not _ends_sooner(slot.record, before.record):
-                    continue
-            else:
-                self._store.held.pop(key, None)
-            ended.append(key)
+        for key in lost:
+            write.held.pop(key, None)
+            write.ended.pop(key, None)
+        held = self._store.held
+        known = list(filter(held.__contains__, write.held))
+        ended = [key for key in known if _ends_sooner(write.held[key], held[key])]
+        ended += write.ended
+        if not self._store.engine.shared:
+            held.update(write.held)
+        for key in write.ended:
+            held.pop(key, None)
         with self._watching:
-            found = [watch for key in ended for watch in self._watches.get(key, ())]
+            watched = filter(self._watches.__contains__, ended) if self._watches else ()
+            found = [watch for key in watched for watch in self._watches[key]]
         return list(dict.fromkeys(found))
 
     def _sort_out_lost(self, batch: list[Pending[Any]], lost: set[bytes]) -> list[Pending[Any]]:
@@ -401,9 +398,10 @@ class Table:
         self._notify.died(error)
 
 
-def _ends_sooner(record: Held, before: Record) -> bool:
+def _ends_sooner(slot: Slot, before: Slot) -> bool:
     """Tell whether a lease was taken over by a shorter one: waits for its end set their clock."""
-    return isinstance(before, Held) and record.deadline_ns < before.deadline_ns
+    now, then = slot.record, before.record
+    return isinstance(now, Held) and isinstance(then, Held) and now.deadline_ns < then.deadline_ns
 
 
 def _run_pending(group: Group, pending: Pending[Any]) -> None:

@@ -10,7 +10,7 @@ Keys of the server itself start with byte 0xFE, which no UTF-8 key has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 SYSTEM_PREFIX: Final = b"\xfe"
@@ -30,22 +30,39 @@ class EngineKindError(EngineError):
 
 
 class Swap(NamedTuple):
-    """One compare-and-swap of a record.
+    """Compare-and-swap of the records of keys that change alike, each by itself.
 
     Attributes:
-        key: The user's key as stored.
-        expected: The exact bytes the record must have now; None: it must be absent.
-        value: The new bytes; None: delete.
-        marks: Index entries (what stands before the user's key in the entry's key, value or None
-            to delete), written only if the swap applies.
-        adds: Counters (key, difference), added only if the swap applies.
+        keys: The users' keys as stored, each once in a commit.
+        expected: The exact bytes that each record must have now; None: it must be absent.
+        values: The new bytes of each; None: delete.
+        marks: Index entries of each key (what stands before the key in the entry's key, value or
+            None to delete), written only if it was as expected.
+        adds: Counters (key, difference), added for each key that was as expected.
     """
 
-    key: bytes
-    expected: bytes | None
-    value: bytes | None
+    keys: Sequence[bytes]
+    expected: Sequence[bytes | None]
+    values: Sequence[bytes | None]
     marks: tuple[tuple[bytes, bytes | None], ...] = ()
     adds: tuple[tuple[bytes, int], ...] = ()
+
+    @classmethod
+    def one(
+        cls,
+        key: bytes,
+        expected: bytes | None,
+        value: bytes | None,
+        marks: tuple[tuple[bytes, bytes | None], ...] = (),
+        adds: tuple[tuple[bytes, int], ...] = (),
+    ) -> Swap:
+        """Make the swap of one key."""
+        return cls((key,), (expected,), (value,), marks, adds)
+
+    def parts(self) -> Iterator[Swap]:
+        """Give the swap of each key by itself."""
+        for key, expected, value in zip(self.keys, self.expected, self.values, strict=True):
+            yield Swap.one(key, expected, value, self.marks, self.adds)
 
 
 class Meta(NamedTuple):
@@ -99,7 +116,8 @@ class Engine(Protocol):
         """Write swaps and meta atomically and durably.
 
         Returns:
-            One per swap: `APPLIED`, or what is stored now where it was not as expected.
+            One per key, swap after swap: `APPLIED`, or what is stored now where it was not as
+            expected.
 
         Raises:
             EngineError: The write failed; its outcome is unknown, and nothing may follow.

@@ -9,11 +9,10 @@ from __future__ import annotations
 import abc
 import contextlib
 import itertools
-import operator
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar, Final, TypeAlias
+from typing import ClassVar, TypeAlias
 
 from distlock_server.engines.base import (
     APPLIED,
@@ -26,8 +25,6 @@ from distlock_server.engines.base import (
     encode_counter,
 )
 from distlock_server.failpoints import reach
-
-_adds_of: Final = operator.itemgetter(Swap._fields.index("adds"))
 
 Batch: TypeAlias = Mapping[bytes, bytes | None]
 """Entries to write; None deletes."""
@@ -87,21 +84,25 @@ class KeyValueEngine(abc.ABC):
 
     def commit(self, swaps: Sequence[Swap], meta: Meta) -> list[Applied | bytes | None]:
         """Write swaps and meta atomically and durably; see `Engine.commit`."""
-        keys = [swap.key for swap in swaps]
-        assert len(set(keys)) == len(keys), "one swap for a key in a commit"
+        keys = [key for swap in swaps for key in swap.keys]
+        expected = [raw for swap in swaps for raw in swap.expected]
+        assert len(set(keys)) == len(keys) == len(expected), "one swap for a key in a commit"
         assert max(keys, default=b"") < SYSTEM_PREFIX, "not a user's key"
         with self._call("write to", is_final=True), self._commit_lock:
             reach("commit.begun")
             found = self._get(keys)
-            answers: list[Applied | bytes | None] = [
-                APPLIED if now == swap.expected else now
-                for swap, now in zip(swaps, found, strict=True)
-            ]
-            applied = [
-                swap for swap, answer in zip(swaps, answers, strict=True) if answer is APPLIED
-            ]
+            answers: list[Applied | bytes | None] = [APPLIED] * len(keys)
+            if found != expected:
+                answers = [
+                    APPLIED if now == before else now
+                    for now, before in zip(found, expected, strict=True)
+                ]
+                parts = (part for swap in swaps for part in swap.parts())
+                swaps = [
+                    part for part, answer in zip(parts, answers, strict=True) if answer is APPLIED
+                ]
             reach("commit.compared")
-            batch = self._gather(applied, meta)
+            batch = self._gather(swaps, meta)
             reach("commit.gathered")
             if batch:
                 self._write(batch)
@@ -112,15 +113,12 @@ class KeyValueEngine(abc.ABC):
         """Make one batch of swaps and meta, the changes of each counter summed up."""
         batch: dict[bytes, bytes | None] = {}
         sums: defaultdict[bytes, int] = defaultdict(int)
-        for key, _, value, marks, _ in swaps:
-            batch[key] = value
+        for keys, _, values, marks, adds in swaps:
+            batch.update(zip(keys, values, strict=True))
             for prefix, entry in marks:
-                batch[prefix + key] = entry
-        # Neighbours mostly add the same.
-        for adds, alike in itertools.groupby(swaps, _adds_of):
-            count = sum(1 for _ in alike)
+                batch.update(zip(map(prefix.__add__, keys), itertools.repeat(entry)))
             for key, change in adds:
-                sums[key] += count * change
+                sums[key] += len(keys) * change
         batch.update(meta.puts)
         for key, change in meta.adds:
             sums[key] += change

@@ -99,11 +99,12 @@ class LevelDBEngine(KeyValueEngine):
 
     def _write(self, batch: Batch) -> None:
         with self._db.write_batch(transaction=True, sync=True) as writes:
+            put, delete = writes.put, writes.delete
             for key, value in batch.items():
                 if value is None:
-                    writes.delete(key)
+                    delete(key)
                 else:
-                    writes.put(key, value)
+                    put(key, value)
             reach("write.filled")
         reach("write.synced")
         self._names.sync_if_changed()

@@ -27,7 +27,7 @@ DISK_KINDS = [kind_param(kind) for kind in ("leveldb", "rocksdb")]
 
 def put(key: bytes, value: bytes | None, expected: bytes | None = None) -> Swap:
     """Give a swap without index entries or counters."""
-    return Swap(key, expected, value)
+    return Swap.one(key, expected, value)
 
 
 def read_one(engine: Engine, key: bytes) -> bytes | None:

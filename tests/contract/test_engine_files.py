@@ -221,7 +221,7 @@ from distlock_server.engines import open_engine
 from distlock_server.engines.base import Meta, Swap
 engine = open_engine(sys.argv[1], sys.argv[2], 8)
 for number in range(int(sys.argv[3])):
-    engine.commit([Swap(b"%d" % number, None, b"x")], Meta())
+    engine.commit([Swap.one(b"%d" % number, None, b"x")], Meta())
 engine.close()
 """
 
@@ -276,7 +276,7 @@ def test_every_commit_is_one_synced_batch(kind: str, tmp_path: Path) -> None:
     """Whatever a commit holds, it reaches the library as one batch with sync asked for."""
     engine: Any = open_engine(kind, tmp_path, CACHE_MB)
     recorder = engine._db = Recorder(engine._db)
-    swaps = [Swap(b"%d" % i, None, b"x", ((b"\xfeh", b""),)) for i in range(20)]
+    swaps = [Swap.one(b"%d" % i, None, b"x", ((b"\xfeh", b""),)) for i in range(20)]
     engine.commit(swaps, Meta(((b"\xfer", b"1"),), ((b"\xfec", 1),)))
     engine.commit([put(b"0", None, b"x")], NO_META)
     assert recorder.writes == [True, True]
@@ -317,7 +317,7 @@ from distlock_server.engines import open_engine
 from distlock_server.engines.base import Meta, Swap
 engine = open_engine(sys.argv[1], sys.argv[2], 8)
 for number in range(50):
-    engine.commit([Swap(b"%02d" % number, None, b"x" * 100)], Meta())
+    engine.commit([Swap.one(b"%02d" % number, None, b"x" * 100)], Meta())
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -163,21 +163,40 @@ def test_index_and_counters_follow_their_swap(engine: Engine) -> None:
     """Index entries and counters of a swap are written if it applies, and else not at all."""
     index, counter = codec.index_key(codec.Kind.HELD, b"a"), b"\xfecount"
     prefix = codec.index_key(codec.Kind.HELD, b"")
-    with_extras = Swap(b"a", None, b"1", marks=((prefix, b""),), adds=((counter, 1),))
+    with_extras = Swap.one(b"a", None, b"1", marks=((prefix, b""),), adds=((counter, 1),))
     assert engine.commit([with_extras], NO_META) == [APPLIED]
     assert engine.commit([with_extras], NO_META) == [b"1"]
     assert engine.read([index, counter])[0] == [b"", encode_counter(1)]
-    without = Swap(b"a", b"1", b"2", marks=((prefix, None),), adds=((counter, -1),))
-    assert engine.commit([without._replace(expected=b"0")], NO_META) == [b"1"]
+    without = Swap.one(b"a", b"1", b"2", marks=((prefix, None),), adds=((counter, -1),))
+    assert engine.commit([without._replace(expected=[b"0"])], NO_META) == [b"1"]
     assert engine.read([index, counter])[0] == [b"", encode_counter(1)]
     assert engine.commit([without], NO_META) == [APPLIED]
     assert engine.read([index, counter])[0] == [None, encode_counter(0)]
 
 
+def test_each_key_of_a_swap_is_compared_by_itself(engine: Engine) -> None:
+    """Of keys that change alike those that were as expected are written, with what goes along."""
+    counter = b"\xfecount"
+    engine.commit([put(b"b", b"other")], NO_META)
+    swap = Swap(
+        (b"a", b"b", b"c"),
+        (None, None, None),
+        (b"1", b"2", b"3"),
+        marks=((b"\xfeh", b""),),
+        adds=((counter, 1),),
+    )
+    assert engine.commit([swap], NO_META) == [APPLIED, b"other", APPLIED]
+    assert engine.read([b"a", b"b", b"c"])[0] == [b"1", b"other", b"3"]
+    assert engine.read([b"\xfeha", b"\xfehb", b"\xfehc"])[0] == [b"", None, b""]
+    assert engine.read([counter])[0] == [encode_counter(2)]
+
+
 def test_counter_changes_of_one_commit_add_up(engine: Engine) -> None:
     """Many swaps, and the meta, may move one counter: all of it is kept, over commits too."""
     one, two = b"\xfec1", b"\xfec2"
-    swaps = [Swap(b"%d" % i, None, b"x", adds=((one, 1), (two, -i), (one, 1))) for i in range(10)]
+    swaps = [
+        Swap.one(b"%d" % i, None, b"x", adds=((one, 1), (two, -i), (one, 1))) for i in range(10)
+    ]
     for _ in range(2):
         engine.commit(swaps, Meta(adds=((one, 5), (one, -1))))
     counts = [decode_counter(raw) for raw in engine.read([one, two])[0]]
@@ -186,7 +205,7 @@ def test_counter_changes_of_one_commit_add_up(engine: Engine) -> None:
 
 def test_counter_that_does_not_move_is_not_written(engine: Engine) -> None:
     """Changes that cancel each other leave a missing counter missing."""
-    engine.commit([Swap(b"a", None, b"1", adds=((b"\xfec", 1),))], Meta(adds=((b"\xfec", -1),)))
+    engine.commit([Swap.one(b"a", None, b"1", adds=((b"\xfec", 1),))], Meta(adds=((b"\xfec", -1),)))
     assert read_one(engine, b"\xfec") is None
 
 
@@ -240,16 +259,17 @@ def test_random_commits_agree_with_a_model(reopen: Opener) -> None:
             is_right = random_numbers.random() < 0.7
             expected = model.get(key) if is_right else b"wrong"
             value = random_numbers.choice([None, b"%d" % round_number])
-            swaps.append(Swap(key, expected, value, adds=((b"\xfesum", 1),)))
+            swaps.append(Swap.one(key, expected, value, adds=((b"\xfesum", 1),)))
         answers = engine.commit(swaps, NO_META)
         for swap, answer in zip(swaps, answers, strict=True):
-            now = model.get(swap.key)
-            assert answer == (APPLIED if now == swap.expected else now)
+            (key,), (expected,), (value,) = swap.keys, swap.expected, swap.values
+            now = model.get(key)
+            assert answer == (APPLIED if now == expected else now)
             if answer is APPLIED:
                 model[b"\xfesum"] = encode_counter(decode_counter(model.get(b"\xfesum")) + 1)
-                model.pop(swap.key, None)
-                if swap.value is not None:
-                    model[swap.key] = swap.value
+                model.pop(key, None)
+                if value is not None:
+                    model[key] = value
         if round_number % 40 == 39:
             engine = reopen()
         records = sorted((k, v) for k, v in model.items() if k < b"\xfe")
@@ -321,7 +341,7 @@ def test_scan_follows_deletes(filled: Engine) -> None:
 def test_database_keeps_what_was_committed(reopen: Opener) -> None:
     """Records, index entries, counters and meta are there after closing and opening."""
     engine = reopen()
-    swap = Swap(b"a", None, b"1", marks=((b"\xfeh", b""),), adds=((b"\xfec", 2),))
+    swap = Swap.one(b"a", None, b"1", marks=((b"\xfeh", b""),), adds=((b"\xfec", 2),))
     engine.commit([swap], Meta(puts=((b"\xfer", b"9"),)))
     engine = reopen()
     found, _ = engine.read([b"a", b"\xfeha", b"\xfec", b"\xfer"])

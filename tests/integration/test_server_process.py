@@ -359,7 +359,7 @@ from distlock_server.engines.keyvalue import KeyValueEngine
 commit = KeyValueEngine.commit
 
 def failing(self, swaps, meta):
-    if any(swap.key == b"break" for swap in swaps):
+    if any(b"break" in swap.keys for swap in swaps):
         raise EngineError("planted I/O error")
     return commit(self, swaps, meta)
 

@@ -28,7 +28,7 @@ def killed(kind: str, tmp_path: Path) -> Path:
     engine = open_engine(kind, tmp_path / "live", 8)
     rng = random.Random(1)
     for number in range(N_KEYS):
-        swap = Swap(b"%03d" % number, None, rng.randbytes(rng.randint(1, 300)))
+        swap = Swap.one(b"%03d" % number, None, rng.randbytes(rng.randint(1, 300)))
         engine.commit([swap], Meta())
     shutil.copytree(tmp_path / "live", tmp_path / "killed")
     engine.close()

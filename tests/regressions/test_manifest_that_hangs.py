@@ -31,7 +31,7 @@ def test_recycled_type(kind: str, record: int, tmp_path: Path) -> None:
     pytest.importorskip({"leveldb": "plyvel", "rocksdb": "rocksdict"}[kind])
     folder = tmp_path / "db"
     engine = open_engine(kind, folder, 8)
-    engine.commit([Swap(b"key", None, b"value")], Meta())
+    engine.commit([Swap.one(b"key", None, b"value")], Meta())
     engine.close()
     (manifest,) = folder.glob("MANIFEST-*")
     content = bytearray(manifest.read_bytes())

@@ -30,7 +30,7 @@ def test_names_of_log_files_are_synced(tmp_path: Path, monkeypatch: pytest.Monke
     engine = open_engine("leveldb", folder, 8)
     logs = set()
     for number in range(60):
-        engine.commit([Swap(b"%d" % number, None, VALUE)], Meta())
+        engine.commit([Swap.one(b"%d" % number, None, VALUE)], Meta())
         newest = max(folder.glob("*.log")).name
         assert newest in synced[folder]
         logs.add(newest)

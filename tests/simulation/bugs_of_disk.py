@@ -47,9 +47,10 @@ def batch_written_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def write(self: Table, write: group.Write) -> set[bytes]:
         if write.is_needed:
-            half = len(write.swaps) // 2
-            self._store.engine.commit(write.swaps[:half], write.meta)
-            self._store.engine.commit(write.swaps[half:], Meta())
+            swaps = [part for swap in write.swaps for part in swap.parts()]
+            half = len(swaps) // 2
+            self._store.engine.commit(swaps[:half], write.meta)
+            self._store.engine.commit(swaps[half:], Meta())
         return set()
 
     monkeypatch.setattr(Table, "_write", write)
@@ -67,6 +68,7 @@ def revision_not_bumped(monkeypatch: pytest.MonkeyPatch) -> None:
         return answer
 
     monkeypatch.setattr(Group, "apply", apply)
+    monkeypatch.setattr(Group, "complete_held", lambda *_: None)
 
 
 def renewal_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:

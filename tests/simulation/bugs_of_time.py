@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -35,7 +35,7 @@ def old_deadlines_after_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines are stored, and hold by the clock of the next boot."""
     real = codec.encode_all
 
-    def encode_all(records: Iterable[Record], *, stores_deadline: bool) -> list[bytes | None]:
+    def encode_all(records: Sequence[Record], *, stores_deadline: bool) -> Sequence[bytes | None]:
         return real(records, stores_deadline=True)
 
     monkeypatch.setattr(codec, "encode_all", encode_all)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from distlock_server.batch import Item, Items
 from distlock_server.group import (
     ABSENT_SLOT,
     NOT_DECODED,
+    Change,
     Counters,
     DamagedRecordError,
     Group,
@@ -66,6 +68,12 @@ RAWS += [legacy_pb2.Lock(global_id="of 2021").SerializeToString(), RAWS[0][:-1] 
 SLOTS = [ABSENT_SLOT, Slot(None, None), *(Slot(NOT_DECODED, raw) for raw in RAWS)]
 SLOTS += [Slot(record, codec.encode(record)) for record in RECORDS if record is not None]
 
+all_held = [
+    Slot(record, codec.encode(record))
+    for record in (HELD._replace(token=1_000 + number) for number in range(len(KEYS)))
+]
+"""Each key held by the same claim."""
+
 Request = Callable[[Group], Any]
 
 some_keys = st.one_of(
@@ -87,6 +95,15 @@ claims = st.builds(
 some_tokens = st.integers(5, 13) | st.integers(COUNTERS.token, COUNTERS.token + 30)
 some_results = st.sampled_from(
     [Result(), Result(Storage.INLINE, b"value", 5), Result(Storage.SERVER, b"", 5, b"#" * 32)]
+)
+held_tokens = dict(zip(KEYS, range(1_000, 1_000 + len(KEYS)), strict=True))
+completed = st.builds(
+    lambda keys, claim_id, wrong: batch.Completions(
+        keys, claim_id, [held_tokens[key] + (n == wrong) for n, key in enumerate(keys)]
+    ),
+    st.just(KEYS) | st.lists(st.sampled_from(KEYS), unique=True, min_size=1),
+    st.just(MINE) | some_ids,
+    st.just(-1) | st.integers(0, len(KEYS)),
 )
 changes: st.SearchStrategy[batch.Change] = st.one_of(
     st.builds(Complete, some_ids, some_tokens, some_results),
@@ -126,8 +143,10 @@ def requests(draw: st.DrawFn) -> tuple[Request, Request]:
         }
         return partial(batch.claim, **more), partial(one_by_one, **more)
     commands = draw(st.lists(st.tuples(st.sampled_from(KEYS), changes), max_size=len(KEYS)))
-    request = partial(batch.apply_each, commands=commands)
-    return request, request
+    completions = draw(st.lists(completed, max_size=2))
+    singly = commands + [command for run in completions for command in run.commands()]
+    settle = partial(batch.settle, commands=commands, completions=completions)
+    return settle, partial(batch.apply_each, commands=singly)
 
 
 def answer(group: Group, request: Request) -> Any:
@@ -162,7 +181,8 @@ def decode(key: bytes, raw: bytes) -> Slot:
 def plan(group: Group) -> Write:
     """Plan a group's write, and check what goes with each of its records."""
     write = plan_write(group, stores_deadline=False, counted_below=None)
-    for key, expected, value, marks, adds in write.swaps:
+    for swap in itertools.chain.from_iterable(swap.parts() for swap in write.swaps):
+        (key,), (expected,), (value,), marks, adds = swap
         was = None if expected is None else codec.kind_of(expected)
         now = kind_of_record(group.get(key))
         assert tuple((mark + key, entry) for mark, entry in marks) == index_puts(key, was, now)
@@ -173,30 +193,38 @@ def plan(group: Group) -> Write:
         ]
         record = group.get(key)
         assert value == (None if record is None else codec.encode(record))
-        assert write.slots[key] == Slot(record, value)
+        slots = write.held if isinstance(record, Held) else write.ended
+        assert slots[key] == Slot(record, value)
     return write
+
+
+def changed(group: Group) -> list[Change]:
+    """Give what became of each key."""
+    return [part for change in group.changes() for part in change.parts()]
 
 
 @settings(
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 @given(
-    slots=st.lists(
-        st.just(ABSENT_SLOT) | st.sampled_from(SLOTS), min_size=len(KEYS), max_size=len(KEYS)
+    slots=st.one_of(
+        st.just(all_held),
+        st.tuples(*(st.sampled_from([slot] * 8 + SLOTS) for slot in all_held)),
+        st.lists(
+            st.just(ABSENT_SLOT) | st.sampled_from(SLOTS), min_size=len(KEYS), max_size=len(KEYS)
+        ),
     ),
     asked=st.lists(requests(), max_size=4),
 )
 def test_batch_is_one_step_after_another(
-    slots: list[Slot], asked: list[tuple[Request, Request]]
+    slots: Sequence[Slot], asked: list[tuple[Request, Request]]
 ) -> None:
     """Whatever the keys are: same answers, records, tokens, revisions, and the same write."""
     at_once, stepwise = make(slots), make(slots)
     for request, steps in asked:
         assert answer(at_once, request) == answer(stepwise, steps)
         assert at_once.counters == stepwise.counters
-    assert [at_once.get(key) for key, _, _ in at_once.changes()] == [
-        stepwise.get(key) for key, _, _ in stepwise.changes()
-    ]
+    assert changed(at_once) == changed(stepwise)
     assert plan(at_once) == plan(stepwise)
 
 
@@ -211,6 +239,27 @@ def test_batch_of_absent_keys_is_sent_again() -> None:
     ]
     other = group.run(partial(claim, command=Claim(OTHERS, TTL)))
     assert {item.answer.value for item in other.items} == {"busy"}
+
+
+@pytest.mark.parametrize(
+    ("change", "is_at_once"),
+    [
+        ({}, True),
+        ({"deadline_ns": NOW - 1, "attempts": 3}, True),
+        ({"claim_id": OTHERS}, False),
+        ({"token": 7}, False),
+        ({"owner": "somebody else"}, False),
+        ({"data": b"of 2021"}, False),
+    ],
+)
+def test_keys_held_alike_are_completed_at_once(change: dict[str, Any], is_at_once: bool) -> None:
+    """One that differs in what its completion looks at or keeps has all asked one by one."""
+    slots = list(all_held)
+    slots[3] = Slot(all_held[3].record._replace(**change), b"")  # type: ignore[union-attr]
+    group = make(slots)
+    tokens = list(held_tokens.values())
+    assert (group.complete_held(KEYS, MINE, tokens) is not None) == is_at_once
+    assert group.has_counted == is_at_once
 
 
 def test_batch_that_fails_leaves_nothing() -> None:

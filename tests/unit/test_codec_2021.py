@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from distlock_proto import legacy_pb2
 from distlock_server import codec, codec_2021
 from distlock_server.codec import CodecError, Kind, Opened, decode, kind_of
+from distlock_server.engines.base import Swap
 from distlock_server.state import NO_CLAIM_ID, Done, Held
 
 SECOND_NS = 10**9
@@ -86,11 +87,12 @@ def test_lease_of_2021_can_be_stored_anew(
     raw = lock_2021(expires_in_s * SECOND_NS, acquired_s * SECOND_NS, data, owner)
     record = decode(raw, OPENED)
     swap = codec.expired_swap(b"key", record, raw)
-    assert (swap.key, swap.expected, swap.marks, swap.adds) == (b"key", raw, (), ())
-    assert swap.value is not None
-    assert codec.is_marked_expired(swap.value)
+    (value,) = swap.values
+    assert value is not None
+    assert swap == Swap.one(b"key", raw, value)
+    assert codec.is_marked_expired(value)
     assert isinstance(record, Held)
-    assert decode(swap.value, OPENED) == record._replace(deadline_ns=OPENED.now_ns)
+    assert decode(value, OPENED) == record._replace(deadline_ns=OPENED.now_ns)
 
 
 def test_lock_of_2021_cut_inside_a_field_is_an_error() -> None:

@@ -113,13 +113,13 @@ def test_swaps_expect_what_was_read() -> None:
     failed_group.run(lambda txn: txn.apply(b"a", Claim(ID, TTL)))
     plan = write(failed_group)
     (swap,) = plan.swaps
-    assert swap.expected == codec.encode(DONE)
+    assert swap.expected == [codec.encode(DONE)]
     assert swap.marks == ((codec.index_key(Kind.HELD, b""), b""),)
     assert swap.adds == (
         (codec.counter_key(b"", Kind.DONE), -1),
         (codec.counter_key(b"", Kind.HELD), 1),
     )
-    assert plan.slots[b"a"].raw == swap.value
+    assert [plan.held[b"a"].raw] == swap.values
     puts = dict(plan.meta.puts)
     assert decode_counter(puts[codec.REVISION_KEY]) == 12
     assert decode_counter(puts[codec.TOKEN_KEY]) == 21
@@ -157,7 +157,7 @@ def test_renewals_are_stored_only_where_deadlines_are(shared: bool) -> None:
     group.run(lambda txn: txn.apply(b"a", Renew(ID, 5, TTL)))
     plan = write(group, shared=shared)
     assert len(plan.swaps) == shared
-    assert plan.slots[b"a"].record.deadline_ns == NOW + TTL
+    assert plan.held[b"a"].record.deadline_ns == NOW + TTL
 
 
 def test_namespaces_have_their_own_counters() -> None:

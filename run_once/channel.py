@@ -16,14 +16,14 @@ import threading
 import weakref
 from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from google.protobuf.message import Message
 
 from run_once.access import OPEN, Access, credentials, is_unix, why_no_tls
+from run_once.threads import Elsewhere, Outcome, await_outcome, may_be_interrupted
 
 if TYPE_CHECKING:
     import grpc
@@ -41,7 +41,6 @@ SHORT_CALL_S: Final = 10.0
 
 _BEGIN_S: Final = 2.0
 _FORK_WAIT_S: Final = 12.0
-_SIGNAL_POLL_S: Final = 0.2
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -128,6 +127,16 @@ class GrpcTransport:
         self, method: str, request: Message, reply_type: type[ReplyT], timeout_s: float
     ) -> ReplyT:
         """Send one request; see `Transport.call`. Signals interrupt the wait."""
+        send = partial(self._call_in_gate, method, request, reply_type, timeout_s)
+        if timeout_s <= SHORT_CALL_S and may_be_interrupted():
+            # In a call of its own, an interrupt leaves a lock of gRPC's locked for ever.
+            return _ELSEWHERE.run(send)
+        return send()
+
+    def _call_in_gate(
+        self, method: str, request: Message, reply_type: type[ReplyT], timeout_s: float
+    ) -> ReplyT:
+        """Send one request when no fork goes on."""
         try:  # an interrupt right behind enter() must not leave the call counted
             _GATE.enter()
             return self._call(method, request, reply_type, timeout_s)
@@ -233,26 +242,21 @@ class _LongCall:
         self._start = start
         self._future: Any = None
         self._began = allocate_lock()
-        self._ended: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+        self._ended: SimpleQueue[Outcome[Any]] = SimpleQueue()
 
     def result(self) -> Any:
         """Make the call; return its reply, or raise what gRPC raised."""
-        reply, error, is_over = None, None, False
+        is_over = False
         self._began.acquire()
         start_new_thread(self._begin, ())
         try:
-            while not is_over:
-                # Not without a bound: a signal that comes just before the wait does not end it.
-                with suppress(Empty):
-                    reply, error = self._ended.get(timeout=_SIGNAL_POLL_S)
-                    is_over = True
+            ended = await_outcome(self._ended)
+            is_over = True
         finally:
             if not is_over:  # an interrupt
                 self._began.acquire(timeout=_BEGIN_S)
                 start_new_thread(self._cancel, ())
-        if error is not None:
-            raise error
-        return reply
+        return ended.value()
 
     def _begin(self) -> None:
         """Start the call; a thread of gRPC's tells its end."""
@@ -261,7 +265,7 @@ class _LongCall:
             _GATE.add_long(self._future)
             self._future.add_done_callback(self._tell)
         except BaseException as error:  # noqa: BLE001 (told to the thread that asked)
-            self._ended.put((None, error))
+            self._ended.put(Outcome(error=error))
         finally:
             self._began.release()
 
@@ -271,11 +275,11 @@ class _LongCall:
 
         is_cut = _GATE.drop_long(future)
         try:
-            self._ended.put((future.result(), None))
+            self._ended.put(Outcome(future.result()))
         except grpc.FutureCancelledError as error:
-            self._ended.put((None, _CutError() if is_cut else error))
+            self._ended.put(Outcome(error=_CutError() if is_cut else error))
         except BaseException as error:  # noqa: BLE001 (told to the thread that asked)
-            self._ended.put((None, error))
+            self._ended.put(Outcome(error=error))
 
     def _cancel(self) -> None:
         """Let the server know that nobody waits."""
@@ -390,6 +394,7 @@ class _ForkGate:
     def _after_in_child(self) -> None:
         """Begin anew: the threads of the parent's calls do not exist here."""
         self._reset()
+        _ELSEWHERE.forget_threads()
         for transport in tuple(self._transports):
             transport.forget_channel()
 
@@ -397,6 +402,7 @@ class _ForkGate:
 _PARENTS_CHANNELS: Final[list[object]] = []
 """Kept for ever: freeing one in a forked child would wait for threads that are not there."""
 _GATE: Final = _ForkGate()
+_ELSEWHERE: Final = Elsewhere()
 atexit.register(_GATE.close_all)
 """Behind all that was registered later and still needs a connection. Left to the interpreter, a
 connection would wait for a call that was interrupted, and whose thread is no more."""

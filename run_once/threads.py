@@ -1,4 +1,4 @@
-"""Daemon threads that an interrupt of whoever starts them cannot leave half started."""
+"""Work in daemon threads, which no signal reaches, for those who may be interrupted anywhere."""
 
 from __future__ import annotations
 
@@ -6,10 +6,83 @@ import threading
 import time
 from _thread import start_new_thread
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from typing import Final
+from queue import Empty, SimpleQueue
+from typing import Any, Final, Generic, TypeVar, cast
+
+T = TypeVar("T")
 
 _COMES_WITHIN_S: Final = 1.0
+_SIGNAL_POLL_S: Final = 0.2
+
+
+def may_be_interrupted() -> bool:
+    """Tell whether this is the thread in which Python runs signal handlers."""
+    return threading.get_ident() == threading.main_thread().ident
+
+
+class Outcome(Generic[T]):
+    """What came of a call in another thread."""
+
+    def __init__(self, value: T | None = None, error: BaseException | None = None) -> None:
+        self._value = value
+        self._error = error
+
+    def value(self) -> T:
+        """Return what the call returned, or raise what it raised."""
+        if self._error is None:
+            return cast("T", self._value)
+        try:
+            raise self._error
+        finally:
+            del self._error  # its traceback names this frame
+
+
+def await_outcome(told: SimpleQueue[Outcome[T]]) -> Outcome[T]:
+    """Wait for what another thread tells; signals interrupt the wait."""
+    while True:
+        # Not without a bound: a signal that comes just before the wait does not end it.
+        with suppress(Empty):
+            return told.get(timeout=_SIGNAL_POLL_S)
+
+
+class Elsewhere:
+    """Has calls made by threads that no signal reaches, at two hand-overs each.
+
+    A call that was interrupted goes on there, and what comes of it is dropped.
+    """
+
+    def __init__(self) -> None:
+        """Start no thread yet."""
+        self._idle: list[SimpleQueue[Any]] = []
+
+    def run(self, call: Callable[[], T]) -> T:
+        """Have a call made; return what it returns, or raise what it raises."""
+        told: SimpleQueue[Outcome[T]] = SimpleQueue()
+        try:
+            asked = self._idle.pop()
+        except IndexError:
+            asked = SimpleQueue()
+            start_new_thread(self._serve, (asked,))
+        asked.put((call, told))
+        return await_outcome(told).value()
+
+    def forget_threads(self) -> None:
+        """Begin anew in a forked child, where the threads do not exist."""
+        self._idle = []
+
+    def _serve(self, asked: SimpleQueue[Any]) -> None:
+        """Make one call after the other, until the process ends."""
+        while True:
+            call, told = asked.get()
+            try:
+                outcome = Outcome(call())
+            except BaseException as error:  # noqa: BLE001 (told to the thread that asked)
+                outcome = Outcome(error=error)
+            self._idle.append(asked)  # first: whoever is told may ask again at once
+            told.put(outcome)
+            del call, told, outcome
 
 
 def start_daemon(target: Callable[[], None], name: str) -> threading.Thread:

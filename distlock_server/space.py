@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-DEFAULT_RESERVE_MB: Final = 64
+DEFAULT_RESERVE_MB: Final = 128
 
 _LAST_SHARE: Final = 4
 """The last quarter of the reserve is for nobody: the database's own upkeep writes there."""

@@ -270,15 +270,33 @@ def settle_request(
             limit = max_error_bytes() if error else 0
             request.settlements.append(settlement_message(items[place], limit))
             order.append(place)
-    for claim_id, places in short.items():
-        grants = [items[place].grant for place in places]
-        request.completions.add(
-            claim_id=claim_id,
-            keys=[grant.key for grant in grants],
-            tokens=[grant.token for grant in grants],
-        )
+    for places in short.values():
+        add_completions(request, [items[place].grant for place in places])
         order += places
     return request, order
+
+
+def add_completions(request: pb.SettleRequest, grants: Sequence[Grant]) -> None:
+    """Have keys of one claim completed without values."""
+    request.completions.add(
+        claim_id=grants[0].claim_id,
+        keys=[grant.key for grant in grants],
+        tokens=[grant.token for grant in grants],
+    )
+
+
+def read_settled(reply: pb.SettleReply, count: int) -> list[SettleAnswer]:
+    """Read the answer to so many settlements, in the order of the request.
+
+    Raises:
+        ServerError: It does not fit the request.
+    """
+    states = reply.states
+    check(len(states) == count, "Settle")
+    if reply.lost_states or pb.KEY_STATE_LOST in states:
+        return [SettleAnswer(state, lost) for state, lost in with_lost(reply, states)]
+    accepted = {state: SettleAnswer(state) for state in set(states)}
+    return list(map(accepted.__getitem__, states))
 
 
 def settlement_message(item: Settlement, max_error_bytes: int) -> pb.Settlement:

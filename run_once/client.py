@@ -10,6 +10,8 @@ real client in one thread.
 
 from __future__ import annotations
 
+import itertools
+import operator
 import random
 import secrets
 import time
@@ -26,16 +28,17 @@ from run_once.answers import (
     RenewAnswer,
     SettleAnswer,
     Settlement,
+    add_completions,
     check,
     in_requests,
     name_holder,
     read_claim,
     read_renewals,
     read_results,
+    read_settled,
     read_slice,
     settle_request,
     to_ns,
-    with_lost,
 )
 from run_once.buffers import Parts
 from run_once.channel import FORKED, Transport
@@ -43,6 +46,7 @@ from run_once.clock import Clock, SystemClock
 from run_once.errors import ServerError
 from run_once.retrying import DEFAULT_RETRY, Caller, RetryPolicy
 from run_once.together import (
+    MAX_SMALL,
     Ask,
     Ends,
     Ticket,
@@ -245,6 +249,13 @@ class LockClient:
             return self._together.settle(Ends(self, items))
         return self.settle_alone(items, timeout_s=timeout_s)
 
+    def complete_all(self, grants: Sequence[Grant]) -> list[SettleAnswer]:
+        """Complete keys without values; see `settle`."""
+        if len(grants) <= MAX_SMALL:
+            return self.settle([Settlement(grant, "complete") for grant in grants])
+        key_of = operator.attrgetter("key")
+        return in_requests(grants, key_of, self._max_keys, self._complete_part)
+
     def settle_alone(
         self, items: Sequence[Settlement], *, timeout_s: float | None = None
     ) -> list[SettleAnswer]:
@@ -413,16 +424,19 @@ class LockClient:
         """Make one settle request; only a text needs the server's limit."""
         request, order = settle_request(items, lambda: self.limits().max_error_bytes)
         reply, _ = self._caller.call("Settle", request, pb.SettleReply, once_s=timeout_s)
-        check(len(reply.states) == len(items), "Settle")
-        if not reply.lost_states and pb.KEY_STATE_LOST not in reply.states:
-            accepted = {state: SettleAnswer(state) for state in set(reply.states)}
-            answers = [accepted[state] for state in reply.states]
-        else:
-            answers = [SettleAnswer(state, lost) for state, lost in with_lost(reply, reply.states)]
+        answers = read_settled(reply, len(items))
         if order == list(range(len(items))):
             return answers
         by_place = dict(zip(order, answers, strict=True))
         return [by_place[place] for place in range(len(items))]
+
+    def _complete_part(self, grants: Sequence[Grant]) -> list[SettleAnswer]:
+        """Make one settle request of completions without values."""
+        request = pb.SettleRequest()
+        for _, run in itertools.groupby(grants, operator.attrgetter("claim_id")):
+            add_completions(request, list(run))
+        reply, _ = self._caller.call("Settle", request, pb.SettleReply)
+        return read_settled(reply, len(grants))
 
     def blocks_done(self, digests: Sequence[bytes]) -> bytes:
         """Ask whether blocks of keys are known to be done as a whole.

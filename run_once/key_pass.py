@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 from distlock_proto import lock_table_pb2 as pb
@@ -151,24 +151,26 @@ class KeyPass(Generic[ItemT]):
                 return None
             now_ns = self._clock.now_ns()
 
-    def on_settled(self, item: LiveItem[Any]) -> None:
-        """Count an outcome; called in whichever thread settled the item."""
-        counts, outcome = self.counts, item.outcome
+    def on_settled(self, items: Sequence[LiveItem[Any]]) -> None:
+        """Count outcomes; called in whichever thread settled the items."""
+        counts, out = self.counts, self._out
         with self._mutex:
-            if outcome is Outcome.LOST or outcome is Outcome.FAILED:
-                self._settled.append(item)
-            elif self._out.get(item.key) is item:
-                del self._out[item.key]
-            if outcome is Outcome.COMPLETED:
-                counts.completed += 1
-            elif outcome is Outcome.FAILED:
-                counts.failed += 1
-            elif outcome is Outcome.LOST:
-                counts.lost += 1
-                self.first_lost = self.first_lost or item
-            elif outcome is None:
-                self.n_unsent += 1
-                self._error = self._error or item.error
+            for item in items:
+                outcome = item.outcome
+                if outcome is Outcome.LOST or outcome is Outcome.FAILED:
+                    self._settled.append(item)
+                elif out.get(item.lease.key) is item:
+                    del out[item.lease.key]
+                if outcome is Outcome.COMPLETED:
+                    counts.completed += 1
+                elif outcome is Outcome.FAILED:
+                    counts.failed += 1
+                elif outcome is Outcome.LOST:
+                    counts.lost += 1
+                    self.first_lost = self.first_lost or item
+                elif outcome is None:
+                    self.n_unsent += 1
+                    self._error = self._error or item.error
 
     def close(self) -> list[Lease]:
         """End the pass.
@@ -233,7 +235,7 @@ class KeyPass(Generic[ItemT]):
                 item, lease = self._ready[0]
                 self._handing_out = lease  # if this is cut short, `close` gives it back
                 self._ready.popleft()
-                self._ready_keys.discard(lease.key)
+                self._ready_keys.discard(lease.grant.key)
             if not self._is_usable(lease, now_ns):
                 self._take_in_lost(item, lease)
                 now_ns = self._clock.now_ns()
@@ -244,12 +246,19 @@ class KeyPass(Generic[ItemT]):
                 continue
             self._out_ns = now_ns
             if len(self._ready) <= self._low_water:
-                if self._source.is_quick:
-                    self._read()  # another iterable may block, and the item with it
-                if self.wake is not None:
-                    self.wake()
+                self._provide()
             return live
         return None
+
+    def _provide(self) -> None:
+        """See to it that more is claimed ahead."""
+        if self._low_water < MAX_AHEAD_KEYS:
+            # Again when half of what is left is used up, and more has not come.
+            self._low_water = len(self._ready) // 2
+        if self._source.is_quick:
+            self._read()  # another iterable may block, and the item with it
+        if self.wake is not None:
+            self.wake()
 
     def _take_in_lost(self, item: ItemT, lease: Lease) -> None:
         """Set aside a key that was held ahead and lost to another; a free one is asked for."""
@@ -273,11 +282,11 @@ class KeyPass(Generic[ItemT]):
             self._freshen(lease)
             now_ns = self._clock.now_ns()
         n_renewals = 0
-        while lease.is_open and not lease.is_held_at(now_ns) and n_renewals < _MAX_RENEWALS:
+        while not lease.is_held_at(now_ns) and lease.is_open and n_renewals < _MAX_RENEWALS:
             n_renewals += 1
             self.session.keeper.renew_now([lease])
             now_ns = self._clock.now_ns()
-        if lease.is_open and not lease.is_held_at(now_ns):
+        if n_renewals and lease.is_open and not lease.is_held_at(now_ns):
             raise ServerUnavailableError(
                 f"lock server {self.session.address} answers later than a lease of "
                 f"{lease.ttl_s:g} s lasts; choose a longer one"
@@ -341,7 +350,7 @@ class KeyPass(Generic[ItemT]):
         registry().add(live)
         if self._options.is_for_good and not self._complete(live):
             return None
-        self._out[live.key] = live
+        self._out[lease.grant.key] = live
         if len(self._out) > MAX_REMEMBERED_KEYS:
             del self._out[next(iter(self._out))]
         self.counts.handed_out += 1
@@ -422,17 +431,18 @@ class KeyPass(Generic[ItemT]):
 
     def _want(self) -> int:
         """Say how many keys should be held ahead."""
-        elapsed_ns = 0 if self._out_ns is None else self._clock.now_ns() - self._out_ns
         if self._is_held_off:
             return 0
+        out_ns = self._out_ns  # once: the other thread sets it at any moment
+        elapsed_ns = 0 if out_ns is None else self._clock.now_ns() - out_ns
         return self.pace.wanted(elapsed_ns=elapsed_ns, n_left=self._asker.n_left)
 
     def _take_overdue(self) -> list[Lease]:
         """Take back what is held ahead if the present body takes much longer than expected."""
-        overdue_ns = self.pace.overdue_ns()
-        if self._out_ns is None or overdue_ns is None or not self._ready:
+        out_ns, overdue_ns = self._out_ns, self.pace.overdue_ns()
+        if out_ns is None or overdue_ns is None or not self._ready:
             return []
-        if self._clock.now_ns() - self._out_ns < overdue_ns:
+        if self._clock.now_ns() - out_ns < overdue_ns:
             return []
         keys = [lease.key for _, lease in self._ready]
         leases = [lease for _, lease in self._ready]
@@ -445,17 +455,17 @@ class KeyPass(Generic[ItemT]):
     def _next_look_s(self) -> float | None:
         """Say when a key will be wanted, or what is held ahead will be overdue."""
         with self._mutex:
-            now_ns = self._clock.now_ns()
+            now_ns, out_ns = self._clock.now_ns(), self._out_ns
             looks: list[int | None] = []
             if self._untold:
                 looks.append(self._untold[0][0] + _TELL_NS - now_ns)
-            if self._out_ns is None and self._ready:
+            if out_ns is None and self._ready:
                 looks.append(round(_LOOK_S * _NS_PER_S))  # the next body begins at any moment
-            elif self._out_ns is not None and self._ready:
+            elif out_ns is not None and self._ready:
                 overdue_ns = self.pace.overdue_ns()
-                looks.append(None if overdue_ns is None else self._out_ns + overdue_ns - now_ns)
-            elif self._out_ns is not None and not self._is_held_off:
-                looks.append(self.pace.next_want_ns(now_ns - self._out_ns))
+                looks.append(None if overdue_ns is None else out_ns + overdue_ns - now_ns)
+            elif out_ns is not None and not self._is_held_off:
+                looks.append(self.pace.next_want_ns(now_ns - out_ns))
         return min((max(0, ns) / _NS_PER_S for ns in looks if ns is not None), default=None)
 
     def _ask(self, max_grants: int) -> None:

@@ -66,6 +66,8 @@ class Lease:
         grant: What the server promised last.
         ttl_s: Length of the lease in seconds.
         is_kept: It is renewed in the background.
+        is_lost: The server said LOST, which is final.
+        is_settled: It was completed, failed or released.
         started: The holder has started; False: it only claimed ahead.
         lost_state: The key's state (`KeyState`) when the server said LOST; else 0.
         on_lost: Called once, from any thread, after the server said LOST.
@@ -79,13 +81,13 @@ class Lease:
     __slots__ = (
         "_address",
         "_clock",
-        "_is_lost",
-        "_is_settled",
         "_pid",
         "claimant",
         "due_ns",
         "grant",
         "is_kept",
+        "is_lost",
+        "is_settled",
         "is_settlement_sent",
         "is_settling",
         "is_taken",
@@ -115,8 +117,8 @@ class Lease:
         self._clock = clock
         self._address = address
         self._pid = THIS.pid
-        self._is_lost = False
-        self._is_settled = False
+        self.is_lost = False
+        self.is_settled = False
         self.is_settling = False
         self.is_settlement_sent = False
         self.claimant = claimant
@@ -153,16 +155,6 @@ class Lease:
         return (self.grant.expires_ns - self._clock.now_ns()) / NS_PER_S
 
     @property
-    def is_lost(self) -> bool:
-        """Tell whether the server said LOST, which is final."""
-        return self._is_lost
-
-    @property
-    def is_settled(self) -> bool:
-        """Tell whether it was completed, failed or released."""
-        return self._is_settled
-
-    @property
     def is_mine(self) -> bool:
         """Tell whether this process claimed it."""
         return self._pid == THIS.pid
@@ -170,7 +162,7 @@ class Lease:
     @property
     def is_open(self) -> bool:
         """Tell whether it is this process's and neither settled nor lost; it may be doubtful."""
-        return self.is_mine and not self._is_lost and not self._is_settled
+        return not (self.is_lost or self.is_settled) and self._pid == THIS.pid
 
     @property
     def handle(self) -> LeaseHandle:
@@ -182,7 +174,7 @@ class Lease:
         self.started = True
 
     def __repr__(self) -> str:
-        state = "lost" if self._is_lost else "settled" if self._is_settled else "open"
+        state = "lost" if self.is_lost else "settled" if self.is_settled else "open"
         return f"<Lease {self.key!r} token={self.token} {state}, {self.remaining_s:.3g} s left>"
 
     def __reduce__(self) -> NoReturn:
@@ -198,17 +190,18 @@ class Lease:
 
     def mark_settled(self) -> None:
         """Note that the server took a settlement."""
-        self._is_settled = True
+        self.is_settled = True
 
     def mark_lost(self, lost_state: int) -> None:
         """Note that the server said LOST; only the first time counts."""
-        if self._is_lost or self._is_settled:
+        if self.is_lost or self.is_settled:
             return
         self.lost_state = lost_state
-        self._is_lost = True
-        if self.on_lost is not None:
+        self.is_lost = True
+        on_lost = self.on_lost  # which another thread may take away
+        if on_lost is not None:
             try:
-                self.on_lost(self)
+                on_lost(self)
             except Exception:
                 logger.exception("on_lost of key %r raised", self.key)
 
@@ -296,7 +289,7 @@ class LeaseKeeper:
         with self._mutex:
             kept = [lease for lease in self._kept.values() if lease.is_open]
             if len(kept) < len(self._kept):  # an interrupt kept some from being dropped
-                self._kept = {(lease.key, lease.token): lease for lease in kept}
+                self._kept = dict(zip(map(_place, kept), kept, strict=True))
             return kept
 
     def not_taken(self, claimant: object) -> list[Lease]:
@@ -346,8 +339,8 @@ class LeaseKeeper:
             lease.is_settling = False
         if self._pid == THIS.pid:
             with self._mutex:
-                for lease in leases:
-                    self._kept.pop((lease.key, lease.token), None)
+                for place in map(_place, leases):
+                    self._kept.pop(place, None)
 
     def step(self, now_ns: int | None = None) -> int | None:
         """Renew what is due, in one request.
@@ -386,7 +379,7 @@ class LeaseKeeper:
         with self._mutex:
             if self._is_closed:
                 return
-            self._kept.update({(lease.key, lease.token): lease for lease in leases})
+            self._kept.update(zip(map(_place, leases), leases, strict=True))
             due_ns = min(lease.due_ns for lease in leases)
             if due_ns < self._wake_ns:
                 self._wake_ns = due_ns
@@ -464,6 +457,12 @@ class LeaseKeeper:
         self._wake_ns = latest_ns if due_ns is None else min(due_ns, latest_ns)
         if self._wake_ns > now_ns:
             self._changed.wait((self._wake_ns - now_ns) / NS_PER_S)
+
+
+def _place(lease: Lease) -> tuple[bytes, int]:
+    """Give what the keeper knows a lease by: of one key there may be two, one that ran out."""
+    grant = lease.grant
+    return grant.key, grant.token
 
 
 def _renewal(lease: Lease) -> tuple[Grant, float, bool]:

@@ -10,6 +10,7 @@ Leases belong to the process that claimed them: a forked child finds nothing her
 from __future__ import annotations
 
 import enum
+import itertools
 import operator
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -77,7 +78,7 @@ class LiveItem(Generic[ItemT]):
         session: Session,
         *,
         is_kept: bool,
-        on_settled: Callable[[LiveItem[Any]], None] | None = None,
+        on_settled: Callable[[Sequence[LiveItem[Any]]], None] | None = None,
     ) -> None:
         """Begin with a lease that was granted.
 
@@ -86,7 +87,7 @@ class LiveItem(Generic[ItemT]):
             lease: Its lease.
             session: Where it is settled.
             is_kept: The lease is kept alive; False: it runs for its time only.
-            on_settled: Called once, when the outcome is known.
+            on_settled: Called once, when the outcome is known, with others whose is known then.
         """
         self.item = item
         self.lease = lease
@@ -158,21 +159,25 @@ class LiveItem(Generic[ItemT]):
         self._session.settler.put(self.lease, self)
         return True
 
-    def take_answer(self, answer: SettleAnswer) -> None:
-        """Hear what became of `complete_soon`."""
-        if answer.is_lost:
-            self.present_state = answer.lost_state
-            self.outcome = Outcome.LOST
-        else:
-            self.outcome = Outcome.COMPLETED
-        self._lock.release()
-        self._end()
+    @staticmethod
+    def take_answers(ended: Sequence[LiveItem[Any]], answers: Sequence[SettleAnswer]) -> None:
+        """Hear what became of items that were to be completed soon."""
+        for item, answer in zip(ended, answers, strict=True):
+            if answer.is_lost:
+                item.present_state = answer.lost_state
+                item.outcome = Outcome.LOST
+            else:
+                item.outcome = Outcome.COMPLETED
+            item._lock.release()  # noqa: SLF001 (our own class)
+        _end(ended)
 
-    def take_error(self, error: Exception) -> None:
-        """Hear that `complete_soon` could not be carried out; the lease runs out."""
-        self.error = error
-        self._lock.release()
-        self._end()
+    @staticmethod
+    def take_error(ended: Sequence[LiveItem[Any]], error: Exception) -> None:
+        """Hear that items could not be completed soon; their leases run out."""
+        for item in ended:
+            item.error = error
+            item._lock.release()  # noqa: SLF001 (our own class)
+        _end(ended)
 
     def fail(self, error: str) -> Outcome:
         """Settle the item as failed: others may try it at once."""
@@ -234,9 +239,19 @@ class LiveItem(Generic[ItemT]):
 
     def _end(self) -> None:
         """Tell those who wait for the outcome."""
-        registry().settled(self)
-        if self._on_settled is not None:
-            self._on_settled(self)
+        _end([self])
+
+
+def _end(items: Sequence[LiveItem[Any]]) -> None:
+    """Tell those who wait for outcomes: those of one pass together."""
+    for item in items:
+        if isinstance(item.lease, Lease):
+            # Nothing new is told of it, and what points at each other is freed late.
+            item.lease.on_lost = None
+    registry().settled(items)
+    for on_settled, run in itertools.groupby(items, operator.attrgetter("_on_settled")):
+        if on_settled is not None:
+            on_settled(list(run))
 
 
 class LiveItems:
@@ -258,15 +273,18 @@ class LiveItems:
             if len(self._items) > MAX_EXPIRED_ITEMS:
                 self._drop_expired()
 
-    def settled(self, item: LiveItem[Any]) -> None:
-        """Note an outcome; what is settled is forgotten, but for current and lost items."""
+    def settled(self, items: Sequence[LiveItem[Any]]) -> None:
+        """Note outcomes; what is settled is forgotten, but for current and lost items."""
         with self._lock:
-            if item.outcome is Outcome.LOST and item in self._items:
-                self._lost[item] = None
-                if len(self._lost) > MAX_LOST_ITEMS:
-                    self.remove(next(iter(self._lost)))
-            elif not item.is_current:
-                self.remove(item)
+            for item in items:
+                if item not in self._items:
+                    continue
+                if item.outcome is Outcome.LOST:
+                    self._lost[item] = None
+                    if len(self._lost) > MAX_LOST_ITEMS:
+                        self.remove(next(iter(self._lost)))
+                elif not item.is_current:
+                    self.remove(item)
 
     def remove(self, item: LiveItem[Any]) -> None:
         """Forget an item; forgetting it twice is no error."""

@@ -13,7 +13,7 @@ from typing import Final
 MAX_AHEAD_KEYS: Final = 4_000
 """So many keys are held ahead at most, however short their bodies are."""
 
-PLENTY_KEYS: Final = 1_000
+PLENTY_KEYS: Final = 2_000
 """More are held ahead only where the way to the server is long: what a request costs is shared by
 so many keys that it no longer matters, and others are left their part of a list."""
 

@@ -154,7 +154,8 @@ class Session:
                     started=not ahead,
                     claimant=claimant,
                 )
-                late = [lease for lease in leases if not lease.held]
+                now_ns = self.client.clock.now_ns()
+                late = [lease for lease in leases if not lease.is_held_at(now_ns)]
                 if late:
                     self._renew_late(late)
                 return _without_lost(keys, answer, leases)
@@ -223,7 +224,7 @@ class Session:
         for lease in leases:
             lease.is_settling = lease.is_settlement_sent = True
         try:
-            answers = self.client.settle([Settlement(lease.grant, "complete") for lease in leases])
+            answers = self.client.complete_all([lease.grant for lease in leases])
         except BaseException:
             self.keeper.drop_all(leases)
             raise

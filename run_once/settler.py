@@ -7,12 +7,13 @@ before it ends, before it waits for others, and when it is left; a session befor
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, Protocol
 
 from run_once.answers import SettleAnswer
 from run_once.lease import Lease
@@ -37,14 +38,16 @@ _IDLE_END_S: Final = 10.0
 
 
 class Ended(Protocol):
-    """An item whose work is done."""
+    """An item whose work is done. Those of one class that are sent together hear together."""
 
-    def take_answer(self, answer: SettleAnswer) -> None:
-        """Hear what the server said; called in the settler's thread."""
+    @staticmethod
+    def take_answers(ended: Sequence[Any], answers: Sequence[SettleAnswer]) -> None:
+        """Hear what the server said of each of these; called in the settler's thread."""
         ...
 
-    def take_error(self, error: Exception) -> None:
-        """Hear that the server could not be asked."""
+    @staticmethod
+    def take_error(ended: Sequence[Any], error: Exception) -> None:
+        """Hear that the server could not be asked about these."""
         ...
 
 
@@ -149,14 +152,15 @@ class Settler:
         return True
 
     def _send(self, part: list[tuple[Lease, Ended]]) -> None:
+        ended = [ended for _, ended in part]
         try:
             answers = self._complete([lease for lease, _ in part])
         except Exception as error:  # noqa: BLE001 - whoever waits for the answer raises it
-            for _, ended in part:
-                ended.take_error(error)
+            for kind, run in _runs(ended):
+                kind.take_error(ended[run], error)
             return
-        for (_, ended), answer in zip(part, answers, strict=True):
-            ended.take_answer(answer)
+        for kind, run in _runs(ended):
+            kind.take_answers(ended[run], answers[run])
 
     def _start(self) -> None:
         self._thread.start(self._run)
@@ -192,3 +196,12 @@ class Settler:
                 break
             self._changed.wait(left_s)
         return True
+
+
+def _runs(ended: Sequence[Ended]) -> Iterator[tuple[type[Ended], slice]]:
+    """Part items into stretches of one class."""
+    first = 0
+    for kind, run in itertools.groupby(map(type, ended)):
+        end = first + sum(1 for _ in run)
+        yield kind, slice(first, end)
+        first = end

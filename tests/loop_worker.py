@@ -11,7 +11,7 @@ import random
 import signal
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -90,11 +90,12 @@ def settling_pass(loop: DistributedIterator[str], body: Callable[[str], None], l
     """Settle each key by asking for the next, and note what the server said of it."""
     on_settled = KeyPass.on_settled
 
-    def noted(running: KeyPass[str], live: LiveItem[str]) -> None:
-        on_settled(running, live)
+    def noted(running: KeyPass[str], items: Sequence[LiveItem[str]]) -> None:
+        on_settled(running, items)
         words = {Outcome.COMPLETED: "accepted", Outcome.LOST: "lost"}
-        if live.outcome in words:
-            log(words[live.outcome], live.item)
+        for live in items:
+            if live.outcome in words:
+                log(words[live.outcome], live.item)
 
     with mock.patch.object(KeyPass, "on_settled", noted):
         for key in loop:

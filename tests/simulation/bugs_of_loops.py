@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from distlock_proto import lock_table_pb2 as pb
 from distlock_server import batch
 from distlock_server.done_blocks import DoneBlocks
 from distlock_server.state import Done
@@ -14,7 +15,7 @@ from run_once.answers import SettleAnswer
 from run_once.asker import Asker
 from run_once.key_pass import KeyPass
 from run_once.lease import Lease
-from run_once.live import LiveItem, Outcome
+from run_once.live import LiveItem
 from run_once.settler import Ended, Settler
 from run_once.todo import Chunk, Todo
 
@@ -51,10 +52,12 @@ def overdue_never_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
 class _Unheard:
     """An item that does not care what it is answered."""
 
-    def take_answer(self, answer: SettleAnswer) -> None:
+    @staticmethod
+    def take_answers(ended: Sequence[Any], answers: Sequence[SettleAnswer]) -> None:
         """Hear nothing."""
 
-    def take_error(self, error: Exception) -> None:
+    @staticmethod
+    def take_error(ended: Sequence[Any], error: Exception) -> None:
         """Hear nothing."""
 
 
@@ -103,7 +106,7 @@ def unsent_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         except Exception:  # noqa: BLE001 - just that is the bug
             return
         for (_, ended), answer in zip(part, answers, strict=True):
-            ended.take_answer(answer)
+            ended.take_answers([ended], [answer])
 
     monkeypatch.setattr(Settler, "_send", send)
 
@@ -112,8 +115,8 @@ def unsent_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who leaves a loop hears nothing of completions that could not be sent."""
     real = KeyPass.on_settled
 
-    def on_settled(self: Any, item: LiveItem[Any]) -> None:
-        real(self, item)
+    def on_settled(self: Any, items: Sequence[LiveItem[Any]]) -> None:
+        real(self, items)
         self.n_unsent = 0
 
     monkeypatch.setattr(KeyPass, "on_settled", on_settled)
@@ -136,13 +139,12 @@ def sent_out_of_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def loss_counted_as_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """An item whose completion was refused counts as completed."""
+    real = LiveItem.take_answers
 
-    def take_answer(self: Any, answer: SettleAnswer) -> None:
-        self.outcome = Outcome.COMPLETED
-        self._lock.release()
-        self._end()
+    def take_answers(ended: Sequence[Any], answers: Sequence[SettleAnswer]) -> None:
+        real(ended, [SettleAnswer(pb.KEY_STATE_COMPLETED)] * len(answers))
 
-    monkeypatch.setattr(LiveItem, "take_answer", take_answer)
+    monkeypatch.setattr(LiveItem, "take_answers", staticmethod(take_answers))
 
 
 def flush_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:

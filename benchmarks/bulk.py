@@ -23,7 +23,8 @@ from distlock_server.codec import Kind
 from distlock_server.engines import default_kind, open_engine
 from distlock_server.engines.base import encode_counter
 from distlock_server.engines.keyvalue import KeyValueEngine
-from distlock_server.group import Counters, counters_meta
+from distlock_server.group import Counters
+from distlock_server.plan import counters_meta
 from distlock_server.state import Done
 from run_once.keys import stored_key
 

@@ -60,6 +60,38 @@ def index_key(kind: Kind, key: bytes) -> bytes:
     return _INDEX_PREFIX[kind] + key
 
 
+_SPAN_PREFIX: Final = SYSTEM_PREFIX + b"r"
+SPANS_END: Final = SYSTEM_PREFIX + b"s"
+"""Entries of spans lie from `span_key(0)` to here; see `held_index.py`."""
+
+_SPAN_TOKEN: Final = struct.Struct(">Q")
+_KEY_END: Final = b"\xff"
+"""Stands in no UTF-8."""
+
+
+def span_key(first_token: int) -> bytes:
+    """Give the entry of keys that were granted together: the first has this token, and so on."""
+    return _SPAN_PREFIX + _SPAN_TOKEN.pack(first_token)
+
+
+def encode_span(keys: Sequence[bytes]) -> bytes:
+    """Encode the keys of a span, in the order of their tokens."""
+    return _KEY_END.join(keys)
+
+
+def decode_span(entry: bytes, raw: bytes) -> tuple[int, list[bytes]]:
+    """Give the first token and the keys of a span.
+
+    Raises:
+        CodecError: This is none.
+    """
+    try:
+        (first_token,) = _SPAN_TOKEN.unpack(entry.removeprefix(_SPAN_PREFIX))
+    except struct.error as error:
+        raise CodecError(f"{entry!r} is no entry of a span: {error}") from error
+    return first_token, raw.split(_KEY_END)
+
+
 def counter_key(namespace: bytes, kind: Kind) -> bytes:
     """Give the counter of a namespace's keys of one kind."""
     return SYSTEM_PREFIX + b"c" + bytes((kind,)) + namespace

@@ -1,8 +1,8 @@
-"""One group of requests, run over an overlay of what is stored and written as one batch.
+"""One group of requests, run over an overlay of what is stored.
 
-A `Group` reads each record once, lets request after request see the changes of those before it,
-and turns what changed into the swaps of a single commit. A request that raises leaves no trace.
-It does no I/O: the table hands in what was read and commits what comes out.
+A `Group` reads each record once, lets request after request see the changes of those before it, and
+tells what has changed; `plan.py` makes a write of that. A request that raises leaves no trace. It
+does no I/O: the table hands in what was read.
 """
 
 from __future__ import annotations
@@ -10,19 +10,14 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from distlock_server import codec
-from distlock_server.codec import Kind
-from distlock_server.engines.base import Meta, Swap, encode_counter
-from distlock_server.quick import maker
 from distlock_server.state import (
     Answer,
     Claim,
     Command,
     Done,
-    Failed,
-    Held,
     Outcome,
     Record,
     Reset,
@@ -45,9 +40,7 @@ class Slot(NamedTuple):
 
 ABSENT_SLOT: Final = Slot(None, None)
 
-_make_slot: Final = maker(Slot)
 _record_of: Final = operator.itemgetter(Slot._fields.index("record"))
-_raw_of: Final = operator.itemgetter(Slot._fields.index("raw"))
 
 NOT_DECODED: Final[Any] = object()
 """Stands for a record that is decoded when it is asked for."""
@@ -78,30 +71,6 @@ class Counters(NamedTuple):
     revision: int
     token: int
     generation: int
-
-
-Effect: TypeAlias = tuple[tuple[tuple[bytes, bytes | None], ...], tuple[tuple[bytes, int], ...]]
-"""The marks and adds of a `Swap`."""
-
-_KINDS: Final[dict[type, Kind | None]] = {
-    type(None): None,
-    Held: Kind.HELD,
-    Failed: Kind.FAILED,
-    Done: Kind.DONE,
-}
-
-
-def kind_of_record(record: Record) -> Kind | None:
-    """Give the kind that counters and indexes go by; None for an absent key."""
-    return _KINDS[type(record)]
-
-
-def _kind_of_damaged(raw: bytes) -> Kind | None:
-    """Give the kind that is counted and indexed of a damaged record: what its bytes say."""
-    try:
-        return codec.kind_of(raw)
-    except codec.CodecError:
-        return None
 
 
 def _is_dropped(slot: Slot) -> bool:
@@ -388,174 +357,3 @@ def _changed(change: Change) -> Iterator[Change]:
         (slot,), (record,) = part.before, part.after
         if record is not slot.record or _is_dropped(slot):
             yield part
-
-
-class Write(NamedTuple):
-    """What a group writes.
-
-    Attributes:
-        swaps: The stored changes.
-        meta: The store's numbers.
-        held: Each changed key that is held now, its record and bytes, whether stored or not.
-        ended: Each changed key that is not held now, likewise.
-        is_needed: Something must reach the disk.
-    """
-
-    swaps: list[Swap]
-    meta: Meta
-    held: dict[bytes, Slot]
-    ended: dict[bytes, Slot]
-    is_needed: bool
-
-
-def plan_write(group: Group, *, stores_deadline: bool, counted_below: bytes | None) -> Write:
-    """Turn a group's changes into one write.
-
-    Args:
-        group: The group after its requests have run.
-        stores_deadline: The engine is shared, so deadlines live in the records.
-        counted_below: Keys from here on are not counted yet (an old database); None: all are.
-
-    Returns:
-        The write. It may be needed without a swap: what was granted and released within the group
-        leaves no record, and its token must not be given out again.
-    """
-    swaps: list[Swap] = []
-    held: dict[bytes, Slot] = {}
-    ended: dict[bytes, Slot] = {}
-    effects = Effects()
-
-    def plan(change: Change) -> None:
-        keys, before, after = change
-        if not stores_deadline and _is_in_memory_only(change):
-            held[keys[0]] = Slot(after[0], before[0].raw)
-            return
-        values = codec.encode_all(after, stores_deadline=stores_deadline)
-        slots = held if isinstance(after[0], Held) else ended
-        slots.update(zip(keys, map(_make_slot, zip(after, values, strict=True)), strict=True))
-        raws = list(map(_raw_of, before))
-        if values[0] == raws[0]:
-            return
-        marks, adds = effects.of(keys[0], _kind_before(before[0]), _KINDS[type(after[0])])
-        if counted_below is not None and keys[0] >= counted_below:
-            adds = ()
-        swaps.append(Swap(keys, raws, values, marks, adds))
-
-    for change in group.changes():
-        if counted_below is None and _are_planned_at_once(change):
-            plan(change)
-        else:
-            for part in change.parts():
-                plan(part)
-    is_needed = bool(swaps) or group.has_counted
-    return Write(swaps, counters_meta(group.counters), held, ended, is_needed)
-
-
-def _are_planned_at_once(change: Change) -> bool:
-    """Tell whether what is stored besides the record is the same for all of these keys."""
-    was = type(change.before[0].record)
-    if was is type(change.after[0]) or not _is_of_one_namespace(change.keys):
-        return False
-    return was is not type(None) or all(slot is ABSENT_SLOT for slot in change.before)
-
-
-def _is_of_one_namespace(keys: Sequence[bytes]) -> bool:
-    """Tell whether all keys are known to be of the namespace of the first.
-
-    All that lies between two keys with the same beginning has it, too.
-    """
-    if len(keys) == 1:
-        return True
-    first, last = min(keys), max(keys)
-    prefix = codec.namespace_prefix(codec.namespace_of(keys[0]))
-    if prefix:
-        return first.startswith(prefix) and last.startswith(prefix)
-    return last < codec.FIRST_WITH_NAMESPACE or first >= codec.FIRST_BEHIND_NAMESPACES
-
-
-def _kind_before(slot: Slot) -> Kind | None:
-    """Give the kind by which a key was counted and indexed."""
-    if slot.record is None and slot.raw is not None:
-        return _kind_of_damaged(slot.raw)
-    return _KINDS[type(slot.record)]
-
-
-def _is_in_memory_only(change: Change) -> bool:
-    """Tell whether the change of one key need not reach the disk: only leases have such."""
-    (before, raw), after = change.before[0], change.after[0]
-    is_lease = isinstance(before, Held) and isinstance(after, Held)
-    return is_lease and not is_stored_change(before, after) and not is_stored_as_expired(raw)
-
-
-def is_stored_as_expired(raw: bytes | None) -> bool:
-    """Tell whether the lease would not run anew after a crash: its renewal must be stored."""
-    return raw is not None and codec.is_marked_expired(raw)
-
-
-def counters_meta(counters: Counters) -> Meta:
-    """Give the write that stores the running numbers."""
-    return Meta(
-        puts=(
-            (codec.REVISION_KEY, encode_counter(counters.revision)),
-            (codec.TOKEN_KEY, encode_counter(counters.token)),
-            (codec.GENERATION_KEY, encode_counter(counters.generation)),
-        )
-    )
-
-
-class Effects:
-    """Gives what goes with the changes of a write: most of its keys have it in common."""
-
-    def __init__(self) -> None:
-        """Start without any."""
-        self._namespace = b""
-        self._prefix = b""
-        self._known: dict[tuple[Kind | None, Kind | None], Effect] = {}
-
-    def of(self, key: bytes, was: Kind | None, now: Kind | None) -> Effect:
-        """Give what to change besides the record when a key goes from kind to kind."""
-        if not self._prefix or not key.startswith(self._prefix):
-            self._enter(codec.namespace_of(key))
-        effect = self._known.get((was, now))
-        if effect is None:
-            effect = _index_marks(was, now), _counter_adds(self._namespace, was, now)
-            self._known[was, now] = effect
-        return effect
-
-    def _enter(self, namespace: bytes) -> None:
-        self._prefix = codec.namespace_prefix(namespace)
-        if namespace != self._namespace:
-            self._namespace = namespace
-            self._known.clear()
-
-
-def index_puts(
-    key: bytes, was: Kind | None, now: Kind | None
-) -> tuple[tuple[bytes, bytes | None], ...]:
-    """Give the index entries to write when a key goes from one kind to another."""
-    return tuple([(prefix + key, value) for prefix, value in _index_marks(was, now)])
-
-
-def _index_marks(was: Kind | None, now: Kind | None) -> tuple[tuple[bytes, bytes | None], ...]:
-    """Give what stands before the key in the index entries to write, and their values."""
-    if was is now:
-        return ()
-    gone = ((codec.index_key(was, b""), None),) if was in _INDEXED else ()
-    return (*gone, (codec.index_key(now, b""), b"")) if now in _INDEXED else gone
-
-
-_INDEXED: Final = (Kind.HELD, Kind.FAILED)
-
-
-def _counter_adds(
-    namespace: bytes, was: Kind | None, now: Kind | None
-) -> tuple[tuple[bytes, int], ...]:
-    """Give the counters to change when a key goes from one kind to another."""
-    if was is now:
-        return ()
-    adds = []
-    if was is not None:
-        adds.append((codec.counter_key(namespace, was), -1))
-    if now is not None:
-        adds.append((codec.counter_key(namespace, now), 1))
-    return tuple(adds)

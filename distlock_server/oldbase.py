@@ -14,7 +14,7 @@ from collections import Counter
 from distlock_server import codec
 from distlock_server.codec import Kind, Opened
 from distlock_server.engines.base import Engine, Meta
-from distlock_server.group import index_puts
+from distlock_server.plan import index_puts
 
 logger = logging.getLogger(__name__)
 

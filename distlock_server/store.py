@@ -30,12 +30,16 @@ from distlock_server.group import (
     Counters,
     DamagedRecordError,
     Slot,
-    counters_meta,
 )
+from distlock_server.held_index import HeldIndex
 from distlock_server.oldbase import OldBase
+from distlock_server.plan import counters_meta
 from distlock_server.state import Held, Record
 
 logger = logging.getLogger(__name__)
+
+_SPANS_PAGE: Final = 10
+"""Spans read at once: each may have very many keys."""
 
 _PAGE: Final = 2_000
 """Records read at once by counts and by opening and closing."""
@@ -70,6 +74,7 @@ class Store:
         database_id: 16 bytes made when the database was made.
         mutex: Guards `held` and `writing`.
         held: Held keys with their live deadlines (not with a shared engine).
+        held_index: Which of those share an index entry (not with a shared engine).
         writing: Changes that are on their way to the disk.
         done_blocks: Blocks of keys that were found wholly done (not with a shared engine).
     """
@@ -88,6 +93,7 @@ class Store:
         self.mutex = threading.Lock()
         self.held: dict[bytes, Slot] = {}
         self.writing: dict[bytes, Slot] = {}
+        self.held_index = HeldIndex()
         self.done_blocks = DoneBlocks()
         self._clock = clock
         self._opened = Opened(clock.now_ns(), clock.wall_ns())
@@ -97,6 +103,7 @@ class Store:
         reach("start.written")
         if not engine.shared:
             self._load_held()
+            self._load_spans()
         reach("start.loaded")
 
     @property
@@ -322,13 +329,47 @@ class Store:
                 return
             start = page[-1][0] + b"\x00"
 
-    def _load(self, key: bytes, raw: bytes) -> None:
+    def _load_spans(self) -> None:
+        """Take the keys into memory that have an index entry together."""
+        start, empty = codec.span_key(0), list[tuple[bytes, None]]()
+        while True:
+            page = self.engine.scan(start, codec.SPANS_END, _SPANS_PAGE)
+            for entry, joined in page:
+                try:
+                    first, keys = codec.decode_span(entry, joined)
+                except codec.CodecError as error:
+                    logger.error("%s", error)  # noqa: TRY400 - as in `_load`
+                    continue
+                raws, _ = self.engine.read(keys)
+                n_left = 0
+                for token, (key, raw) in enumerate(zip(keys, raws, strict=True), first):
+                    # A damaged record may be of the span.
+                    n_left += raw is not None and self._load(key, raw) in (token, None)
+                if n_left:
+                    self.held_index.load(first, len(keys), n_left)
+                else:
+                    empty.append((entry, None))
+            if len(page) < _SPANS_PAGE:
+                break
+            start = page[-1][0] + b"\x00"
+        if empty:
+            self.engine.commit([], Meta(puts=tuple(empty)))
+
+    def _load(self, key: bytes, raw: bytes) -> int | None:
+        """Take a key into memory if it is held.
+
+        Returns:
+            The token of its lease, 0 if there is none; None: the record is damaged.
+        """
         try:
-            if codec.kind_of(raw) is Kind.HELD:
-                self.held[key] = self.decode(key, raw)
+            if codec.kind_of(raw) is not Kind.HELD:
+                return 0
+            slot = self.held[key] = self.decode(key, raw)
         except codec.CodecError as error:
             # Whoever asks for the key is told; the others must not go without a server.
             logger.error("%s", error)  # noqa: TRY400 - a traceback would say nothing more
+            return None
+        return cast("Held", slot.record).token
 
     def count_old(self) -> None:
         """Count a piece of a database that was written without counters."""

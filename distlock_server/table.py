@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 from distlock_server.clock import Clock
 from distlock_server.engines.base import APPLIED, Engine, EngineError
 from distlock_server.failpoints import reach
-from distlock_server.group import Group, Slot, Write, is_stored_as_expired, plan_write
+from distlock_server.group import Group, Slot
 from distlock_server.pending import (
     ContendedError,
     Notify,
@@ -31,6 +31,7 @@ from distlock_server.pending import (
     TableRunningError,
     Watch,
 )
+from distlock_server.plan import Write, is_stored_as_expired, plan_write
 from distlock_server.queues import Queue
 from distlock_server.state import (
     Answer,
@@ -298,8 +299,12 @@ class Table:
             for pending in batch:
                 _run_pending(group, pending)
             reach("group.run")
+            is_shared = store.engine.shared
             write = plan_write(
-                group, stores_deadline=self._store.engine.shared, counted_below=store.counted_below
+                group,
+                stores_deadline=is_shared,
+                counted_below=store.counted_below,
+                index=None if is_shared else store.held_index,
             )
             store.writing = {**write.held, **write.ended}
         reach("group.planned")

@@ -81,6 +81,7 @@ class _Verifier:
         self._found = findings
         self._counts: Counter[bytes] = Counter()
         self._index: set[bytes] = set()
+        self._held_tokens: dict[bytes, int] = {}
         self._named: set[Path] = set()
         self._blobs = BlobStore(results)
 
@@ -116,6 +117,8 @@ class _Verifier:
         self._counts[codec.counter_key(codec.namespace_of(key), kind)] += 1
         if kind in _INDEXED:
             self._index.add(codec.index_key(kind, key))
+        if kind is Kind.HELD:
+            self._held_tokens[key] = record.token
         if record.token > self._found.token:
             self._found.complain(
                 f"key {key!r} has token {record.token}, above the last one, {self._found.token}"
@@ -174,6 +177,15 @@ class _Verifier:
                 )
 
     def _check_index(self) -> None:
+        for entry, raw in _entries(self._engine, codec.span_key(0), codec.SPANS_END):
+            try:
+                first_token, keys = codec.decode_span(entry, raw)
+            except codec.CodecError as error:
+                self._found.complain(str(error))
+                continue
+            for token, key in enumerate(keys, first_token):
+                if self._held_tokens.get(key) == token:
+                    self._index.discard(codec.index_key(Kind.HELD, key))
         for kind in _INDEXED:
             start, end = codec.index_key(kind, b""), codec.index_key(kind, SYSTEM_PREFIX)
             for entry, _ in _entries(self._engine, start, end):

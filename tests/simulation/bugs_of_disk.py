@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from distlock_server import codec, group, state, store
+from distlock_server import codec, plan, state, store
 from distlock_server.engines.base import Meta
-from distlock_server.group import Counters, Group
+from distlock_server.group import Counters, Group, Slot
 from distlock_server.queues import Queue
 from distlock_server.store import Store
 from distlock_server.table import Table
@@ -16,12 +16,12 @@ from distlock_server.table import Table
 
 def tokens_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """The counter of tokens is not stored."""
-    whole = group.counters_meta
+    whole = plan.counters_meta
 
     def without(counters: Counters) -> Meta:
         return Meta(tuple(put for put in whole(counters).puts if put[0] != codec.TOKEN_KEY))
 
-    monkeypatch.setattr(group, "counters_meta", without)
+    monkeypatch.setattr(plan, "counters_meta", without)
     monkeypatch.setattr(store, "counters_meta", without)
 
 
@@ -45,7 +45,7 @@ def reply_before_sync(monkeypatch: pytest.MonkeyPatch) -> None:
 def batch_written_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """A group's changes are written in two pieces."""
 
-    def write(self: Table, write: group.Write) -> set[bytes]:
+    def write(self: Table, write: plan.Write) -> set[bytes]:
         if write.is_needed:
             swaps = [part for swap in write.swaps for part in swap.parts()]
             half = len(swaps) // 2
@@ -101,7 +101,7 @@ def unwritten_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Store, "_list_held", list_held)
 
 
-def _is_held(slot: group.Slot) -> bool:
+def _is_held(slot: Slot) -> bool:
     return isinstance(slot.record, state.Held)
 
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MIN_BLOCK_KEYS: Final = 3
-"""Lists are short here, and so are their blocks."""
+MIN_SPAN_KEYS: Final = 2
+"""Lists are short here, and so are their blocks, and what is granted together."""
 
 
 class SimTable(Table):
@@ -134,6 +135,7 @@ class SimServer:
         self.table = SimTable(engine, world.server_clock, self)
         self.table.on_submit = self._queued
         self.table.store.done_blocks.min_keys = MIN_BLOCK_KEYS
+        self.table.store.held_index.min_keys = MIN_SPAN_KEYS
         engine.is_open = True
         self.wake()
         self.loop = SimLoop(world.schedule, self._drive)

@@ -22,11 +22,8 @@ from distlock_server.group import (
     DamagedRecordError,
     Group,
     Slot,
-    Write,
-    index_puts,
-    kind_of_record,
-    plan_write,
 )
+from distlock_server.plan import Write, index_puts, kind_of_record, plan_write
 from distlock_server.state import (
     Claim,
     Complete,

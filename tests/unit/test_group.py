@@ -14,9 +14,8 @@ from distlock_server.group import (
     Counters,
     Group,
     Slot,
-    index_puts,
-    plan_write,
 )
+from distlock_server.plan import index_puts, plan_write
 from distlock_server.state import Claim, Complete, Done, Fail, Held, Record, Release, Renew, Reset
 
 NOW = 10**15

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, cast
 
 from distlock_proto import lock_table_pb2 as pb
 from distlock_server.batch import Completions, Item, Items
@@ -243,9 +243,8 @@ def claim_reply(answers: Items, *, want_results: bool) -> pb.ClaimReply:
     if is_all_done:
         return pb.ClaimReply(states=bytes((pb.KEY_STATE_DONE,)) * len(items), revision=revision)
     reply = pb.ClaimReply(states=answer_states(items, now_ns), revision=revision)
-    held = [
-        record for answer, record in items if answer is Answer.GRANTED and isinstance(record, Held)
-    ]
+    granted = [record for answer, record in items if answer is Answer.GRANTED]
+    held = cast("list[Held]", granted)
     reply.tokens.extend([record.token for record in held])
     reply.remaining_ns.extend([record.deadline_ns - now_ns for record in held])
     reply.attempts.extend([record.attempts for record in held])

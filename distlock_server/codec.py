@@ -13,8 +13,8 @@ import itertools
 import operator
 import struct
 import zlib
-from collections.abc import Sequence
-from typing import Final, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
 from distlock_proto.legacy_pb2 import Lock
 from distlock_server import codec_2021
@@ -151,6 +151,10 @@ _CRC: Final = struct.Struct(">I")
 _SHA256_BYTES: Final = 32
 _MIN_RECORD_BYTES: Final = _HEAD.size + _CRC.size
 _STORAGES: Final = {int(storage): storage for storage in Storage}
+_HOLDERS: Final[dict[type, Callable[[Any], Any]]] = {
+    Held: operator.attrgetter("claim_id"),
+    Done: operator.attrgetter("owner"),
+}
 _MANY: Final = 4
 """Fewer records are encoded one by one, which is quicker then."""
 
@@ -217,28 +221,33 @@ def encode_all(
         stores_deadline: Held ones get their deadlines with them, for shared engines.
     """
     kinds = set(map(type, records))
-    found: list[bytes] | None = None
-    if len(records) < _MANY:
-        pass
-    elif kinds == {Done}:
-        found = _encode_alike(cast("Sequence[Done]", records), Done)
-    elif kinds == {Held} and not stores_deadline:
-        found = _encode_alike(cast("Sequence[Held]", records), Held)
-    if found is not None:
+    if len(records) < _MANY or len(kinds) > 1:
+        return [_encode_one(record, stores_deadline=stores_deadline) for record in records]
+    (kind,) = kinds
+    if kind is Done or (kind is Held and not stores_deadline):
+        found: list[bytes | None] = []
+        for _, run in itertools.groupby(records, _HOLDERS[kind]):
+            found += _encode_run(list(run), kind)
         return found
-    return [None if record is None else _encode_one(record, stores_deadline) for record in records]
+    return [_encode_one(record, stores_deadline=stores_deadline) for record in records]
 
 
-def _encode_one(record: Held | Failed | Done, stores_deadline: bool) -> bytes:
+def _encode_run(records: list[Any], kind: type[Held | Done]) -> Sequence[bytes]:
+    """Encode records of one holder, which mostly are alike."""
+    found = _encode_alike(records, kind) if len(records) >= _MANY else None
+    return list(map(encode, records)) if found is None else found
+
+
+def _encode_one(record: Record, *, stores_deadline: bool) -> bytes | None:
     """Encode a record with all that it has."""
+    if record is None:
+        return None
     if stores_deadline and isinstance(record, Held):
         return encode(record, deadline_ns=record.deadline_ns)
     return encode(record)
 
 
-def _encode_alike(
-    records: Sequence[Held] | Sequence[Done], kind: type[Held | Done]
-) -> list[bytes] | None:
+def _encode_alike(records: Sequence[Any], kind: type[Held | Done]) -> list[bytes] | None:
     """Encode records that differ in token and revision only, column by column.
 
     These two stand at the same place in all records, and what is around them is that of the first.

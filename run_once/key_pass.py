@@ -338,6 +338,11 @@ class KeyPass(Generic[ItemT]):
         """Wait for the request that is under way; a simulation lets the others act meanwhile."""
         self._changed.wait(1.0)
 
+    def _await_others(self, pause_s: float) -> None:
+        """Let others go on for so long at most; a simulation lets them act meanwhile."""
+        with self._mutex:
+            self._changed.wait(pause_s)
+
     def _begin(self, item: ItemT, lease: Lease) -> LiveItem[ItemT] | None:
         """Register a claimed item; with `is_for_good` complete it, too, before it is handed out."""
         live = LiveItem(
@@ -373,6 +378,10 @@ class KeyPass(Generic[ItemT]):
         # for what is done here.
         self.session.settler.flush()
         if self._settled or self._error is not None:
+            return True
+        pause_s = self._asker.patience_s()
+        if pause_s > 0:
+            self._await_others(pause_s)
             return True
         if self._asker.come_back():
             return True

@@ -23,6 +23,11 @@ OVERDUE_NS: Final = 200_000_000
 ROUND_TRIPS: Final = 2.5
 """Work held ahead, in round trips: two, and a margin."""
 
+PATIENT_ROUND_TRIPS: Final = 3
+MAX_PATIENCE_NS: Final = 200_000_000
+"""At the end of a list, others have so long to ask for what they were told to ask for: who looks
+sooner finds those keys free, and of two who then ask for them one does so in vain."""
+
 LONG_BODY: Final = 20
 """A body of so many round trips: its key is claimed when it is asked for, which costs 5 %."""
 
@@ -109,6 +114,10 @@ class Pace:
         assert self.request_ns is not None
         left_ns = self.body_ns - ROUND_TRIPS * self.request_ns - elapsed_ns
         return round(left_ns) if left_ns > 0 else None
+
+    def patience_ns(self) -> int:
+        """Say how long to leave keys to others that they were told to ask for and soon will."""
+        return min(round(PATIENT_ROUND_TRIPS * (self.request_ns or 0)), MAX_PATIENCE_NS)
 
     def overdue_ns(self) -> int | None:
         """Say after how long a body is so late that what is held ahead is given back."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Final
@@ -32,6 +33,10 @@ half as much time goes into merging tables. A start reads the log anew, in 0.1 s
 
 _MIN_WALKED: Final = 100
 """Fewer keys are asked for one by one."""
+
+_STRETCH: Final = 250
+"""Of so many keys it is looked at whether they lie close together: a group's requests may be for
+different parts of a list."""
 
 _MAX_WALKED_BYTES: Final = 200
 """Per key: with more in the tables between the first and the last, each is asked for by itself."""
@@ -74,6 +79,14 @@ class LevelDBEngine(KeyValueEngine):
         self._names = FolderWatch(folder)
 
     def _get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        size = math.ceil(len(keys) / max(1, len(keys) // _STRETCH))
+        found: list[bytes | None] = []
+        for first in range(0, len(keys), size or 1):
+            found += self._get_stretch(keys[first : first + size])
+        return found
+
+    def _get_stretch(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Read some keys, which may lie close together or not."""
         if len(keys) >= _MIN_WALKED:
             # Of damage among the neighbours nothing need be known: each key is then asked for.
             with contextlib.suppress(plyvel.Error):

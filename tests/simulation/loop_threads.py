@@ -47,6 +47,9 @@ class SimPass(KeyPass[str]):
     def _await_answer(self) -> None:
         raise MustWait
 
+    def _await_others(self, pause_s: float) -> None:
+        raise MustWait
+
 
 class SimSettler(Settler):
     """The real settler; its thread is an act within 100 ms of an item.

@@ -123,7 +123,7 @@ class Asker(Generic[ItemT]):
         self._under_way: tuple[list[bytes], list[ItemT]] = ([], [])
         self._failed: dict[bytes, None] = {}
         self._pending: dict[bytes, ItemT] = {}
-        self._patient_until_ns: int | None = None
+        self._was_patient = False
         self._revisit_ns = clock.now_ns() + round(options.ttl_s * _NS_PER_S)
 
     def after_fork(
@@ -231,13 +231,11 @@ class Asker(Generic[ItemT]):
             self._pending = {}
 
     def patience_s(self) -> float:
-        """Say how long to wait until what was passed over is looked at for the first time."""
-        if not self._todo.passed:
+        """Say how long to wait until what was passed over is looked at: once, and then 0."""
+        if self._was_patient or not self._todo.passed:
             return 0.0
-        now_ns = self._clock.now_ns()
-        if self._patient_until_ns is None:
-            self._patient_until_ns = now_ns + self._pace.patience_ns()
-        return max(0, self._patient_until_ns - now_ns) / _NS_PER_S
+        self._was_patient = True
+        return self._pace.patience_ns() / _NS_PER_S
 
     def come_back(self) -> bool:
         """Find what is left when all keys were asked for; False: nothing is."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from run_once.pace import MAX_AHEAD_KEYS, OVERDUE_NS, Pace
+from run_once.pace import MAX_AHEAD_KEYS, MAX_PATIENCE_NS, OVERDUE_NS, Pace
 
 MS = 1_000_000
 LEASE_NS = 60_000 * MS
@@ -52,6 +52,13 @@ def test_long_bodies_are_claimed_in_time() -> None:
     assert pace.next_want_ns(0) == 175 * MS
     assert pace.wanted(elapsed_ns=176 * MS, n_left=None) == 1
     assert pace.next_want_ns(176 * MS) is None
+
+
+def test_patience_is_bounded() -> None:
+    """Others get three round trips, and never longer than a moment."""
+    assert paced(1, 10).patience_ns() == 30 * MS
+    assert paced(1, 1_000).patience_ns() == MAX_PATIENCE_NS
+    assert Pace(max_ahead=10, lease_ns=LEASE_NS).patience_ns() == 0
 
 
 def test_bounds() -> None:

@@ -56,6 +56,19 @@ class Noting(FakeTransport):
         return reply
 
 
+class Pass(KeyPass[str]):
+    """A pass that waits for nobody.
+
+    Attributes:
+        others: Called instead; is told for how long.
+    """
+
+    others: Callable[[float], object] = staticmethod(lambda _pause_s: None)
+
+    def _await_others(self, pause_s: float) -> None:
+        self.others(pause_s)
+
+
 class Worker:
     """A pass over the list, with short bodies.
 
@@ -92,7 +105,7 @@ class Worker:
             block_keys=BLOCK,
             min_block_keys=10,
         )
-        self.running = KeyPass(source, make_session(self.transport), options, server.clock)
+        self.running = Pass(source, make_session(self.transport), options, server.clock)
         self.running.pace.note_body(MS)
         self.running.pace.note_request(50 * MS)
         self.done: list[str] = []
@@ -243,6 +256,27 @@ def test_a_slow_generator_is_not_read_ahead(server: FakeServer) -> None:
         assert items.n_given <= len(worker.done) + 15
     assert worker.done == NAMES
     assert not asks_for_places(server)
+
+
+def test_others_get_the_time_to_ask_for_what_they_were_told(server: FakeServer) -> None:
+    """At the end of the list, once: then what they did not ask for is free for all."""
+    first, second = Worker(server), Worker(server)
+    for _ in range(20):
+        assert first.step()
+        assert second.step()
+    pauses: list[float] = []
+
+    def others(pause_s: float) -> None:
+        assert pause_s == second.running.pace.patience_ns() / 1e9
+        pauses.append(pause_s)
+        assert second.done[-1] == NAMES[-1]
+
+    second.running.others = others
+    while len(second.done) + len(first.done) + len(first.running._ready) < len(NAMES):
+        assert second.step()
+    assert len(pauses) == 1
+    held = [item for item, _ in first.running._ready]
+    assert sorted(first.done + held + second.done) == NAMES
 
 
 def test_what_was_given_back_is_found(server: FakeServer) -> None:

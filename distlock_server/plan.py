@@ -82,7 +82,8 @@ def plan_write(
     """
     planner = _Planner(stores_deadline, counted_below, index)
     for change in group.changes():
-        if not (_are_planned_at_once(change) and planner.plan(change)):
+        is_at_once = counted_below is None and _are_planned_at_once(change)
+        if not (is_at_once and planner.plan(change)):
             for part in change.parts():
                 planner.plan(part)
     meta = counters_meta(group.counters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from distlock_server import codec, plan, state, store
 from distlock_server.engines.base import Meta
 from distlock_server.group import Counters, Group, Slot
+from distlock_server.held_index import HeldIndex, Put
 from distlock_server.queues import Queue
 from distlock_server.store import Store
 from distlock_server.table import Table
@@ -101,6 +103,18 @@ def unwritten_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Store, "_list_held", list_held)
 
 
+def span_goes_with_its_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index entry of keys that were granted together is deleted when one of them is settled."""
+    real = HeldIndex.leave
+
+    def leave(self: Any, tokens: Sequence[int], puts: list[Put]) -> bool | None:
+        for first in self._n_left:
+            self._n_left[first] = min(self._n_left[first], len(tokens))
+        return real(self, tokens, puts)
+
+    monkeypatch.setattr(HeldIndex, "leave", leave)
+
+
 def _is_held(slot: Slot) -> bool:
     return isinstance(slot.record, state.Held)
 
@@ -112,5 +126,6 @@ BUGS = (
     revision_not_bumped,
     renewal_overwritten,
     unwritten_listed,
+    span_goes_with_its_first,
 )
 """All of them."""

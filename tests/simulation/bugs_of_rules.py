@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from distlock_server import batch, state
+from distlock_server import batch, group, state
 from distlock_server.pending import Watch
 from distlock_server.state import Answer, Outcome, Record, Stamp
 from distlock_server.table import Table
@@ -105,6 +107,22 @@ def done_granted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(state._STEPS, state.Claim, claim)
 
 
+def run_judged_by_its_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of keys that are completed together only the first is looked at."""
+
+    def complete_held(
+        records: Sequence[Record], claim_id: bytes, tokens: Sequence[int], stamp: Stamp
+    ) -> Any:
+        after, outcome = state.step(records[0], state.Complete(claim_id, tokens[0]), stamp)
+        if set(map(type, records)) != {state.Held} or not isinstance(after, state.Done):
+            return None
+        revisions = itertools.count(after.revision)
+        numbers = zip(tokens, revisions, strict=False)
+        return [after._replace(token=token, revision=last) for token, last in numbers], outcome
+
+    monkeypatch.setattr(group, "complete_held", complete_held)
+
+
 def nobody_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for a key is not told when it is given up."""
     real = Table._take_over
@@ -126,6 +144,7 @@ BUGS = (
     reset_hits_newer,
     invalidate_hits_newer,
     done_granted,
+    run_judged_by_its_first,
     nobody_is_woken,
 )
 """All of them."""

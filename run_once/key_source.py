@@ -181,13 +181,12 @@ class KeySource(Generic[ItemT]):
 
     def _read_timed(self, items: list[ItemT], size: int, prompt_size: int) -> None:
         """Read one by one, and look at the clock."""
-        now_ns = self._clock.now_ns
+        now_ns, append = self._clock.now_ns, items.append
         late_ns = now_ns() + SLOW_READ_NS
-        for item in self._items:
-            items.append(item)
-            is_late = now_ns() > late_ns
-            if len(items) >= size or (is_late and len(items) >= prompt_size):
-                self.is_slow = is_late
+        for item in islice(self._items, size):
+            append(item)
+            if now_ns() > late_ns and len(items) >= prompt_size:
+                self.is_slow = True
                 return
 
     def _good_keys(self, items: list[ItemT]) -> list[bytes]:

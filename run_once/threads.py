@@ -64,7 +64,10 @@ class Elsewhere:
             asked = self._idle.pop()
         except IndexError:
             asked = SimpleQueue()
-            start_new_thread(self._serve, (asked,))
+            try:
+                start_new_thread(self._serve, (asked,))
+            except RuntimeError:  # the interpreter ends, or the system gives no more threads
+                return call()
         asked.put((call, told))
         return await_outcome(told).value()
 

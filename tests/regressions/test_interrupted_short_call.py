@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from run_once import threads
 from run_once.channel import GrpcTransport
 from run_once.client import LockClient
 from run_once.threads import Elsewhere
@@ -76,6 +77,16 @@ def test_what_an_interrupted_call_still_does_harms_no_later_one() -> None:
     may_end.set()
     until(lambda: len(elsewhere._idle) == 2)
     assert [elsewhere.run(partial(int, number)) for number in range(3)] == [0, 1, 2]
+
+
+def test_without_another_thread_calls_are_made_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the interpreter ends, newer releases of Python start none."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threads, "start_new_thread", refuse)
+    assert Elsewhere().run(threading.get_ident) == threading.get_ident()
 
 
 def test_an_error_of_a_call_is_the_callers() -> None:

@@ -109,7 +109,7 @@ class _Planner:
         self._stores_deadline = stores_deadline
         self._counted_below = counted_below
         self._index = index
-        self._effects = _Effects()
+        self._counters = _CounterAdds()
 
     def plan(self, change: Change) -> bool:
         """Plan what becomes of one key, or of several that need the same besides their records.
@@ -132,7 +132,7 @@ class _Planner:
         slots.update(zip(keys, map(_make_slot, zip(after, values, strict=True)), strict=True))
         if is_stored:
             is_counted = self._counted_below is None or keys[0] < self._counted_below
-            adds = self._effects.of(keys[0], was, now) if is_counted else ()
+            adds = self._counters.of(keys[0], was, now) if is_counted else ()
             self.swaps.append(Swap(keys, raws, values, marks, adds))
         return True
 
@@ -221,7 +221,7 @@ def counters_meta(counters: Counters) -> Meta:
     )
 
 
-class _Effects:
+class _CounterAdds:
     """Gives the counters that a write changes: most of its keys have them in common."""
 
     def __init__(self) -> None:

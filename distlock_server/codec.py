@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import enum
 import functools
-import itertools
-import operator
 import struct
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from distlock_proto.legacy_pb2 import Lock
 from distlock_server import codec_2021
@@ -139,25 +137,21 @@ _FLAGS: Final = {
 }
 
 _HEAD: Final = struct.Struct(">BBQQq")  # version, kind and flags, token, revision, since_wall_ns
-_START: Final = struct.Struct(">BB")  # the first two of the head
-_NUMBERS: Final = struct.Struct(">QQ")  # token and revision
+NUMBERS_AT: Final = slice(2, 18)
+"""Where token and revision stand in every record, 8 bytes each."""
+
 _HELD: Final = struct.Struct(">qI")  # ttl_ns, attempts
 _HEAD_AND_HELD: Final = struct.Struct(">BBQQqqI")  # both, as they follow each other
 _ATTEMPTS: Final = struct.Struct(">I")
 _RESULT_HEAD: Final = struct.Struct(">BQB")  # storage, size_bytes, length of sha256
 _DEADLINE_NS: Final = struct.Struct(">q")
 _LENGTH: Final = struct.Struct(">I")
-_CRC: Final = struct.Struct(">I")
-_SHA256_BYTES: Final = 32
-_MIN_RECORD_BYTES: Final = _HEAD.size + _CRC.size
-_STORAGES: Final = {int(storage): storage for storage in Storage}
-_HOLDERS: Final[dict[type, Callable[[Any], Any]]] = {
-    Held: operator.attrgetter("claim_id"),
-    Done: operator.attrgetter("owner"),
-}
-_MANY: Final = 4
-"""Fewer records are encoded one by one, which is quicker then."""
+CRC: Final = struct.Struct(">I")
+"""The end of every record: a CRC-32 of all before it."""
 
+_SHA256_BYTES: Final = 32
+_MIN_RECORD_BYTES: Final = _HEAD.size + CRC.size
+_STORAGES: Final = {int(storage): storage for storage in Storage}
 _KINDS: Final = {int(kind): kind for kind in Kind}
 _HELD_KIND: Final = int(Kind.HELD)
 _DONE_KIND: Final = int(Kind.DONE)
@@ -206,68 +200,9 @@ def encode(
         body = _encode_failed(record)
     else:
         body = _encode_done(record)
-    if len(body) + _CRC.size > MAX_RECORD_BYTES:
+    if len(body) + CRC.size > MAX_RECORD_BYTES:
         raise CodecError(f"a record takes at most {MAX_RECORD_BYTES} bytes, not {len(body)}")
-    return body + _CRC.pack(zlib.crc32(body))
-
-
-def encode_all(
-    records: Sequence[Record], *, stores_deadline: bool = False
-) -> Sequence[bytes | None]:
-    """Encode the records of a batch, as `encode` does, which for records that are alike is quicker.
-
-    Args:
-        records: The records; None: there is none.
-        stores_deadline: Held ones get their deadlines with them, for shared engines.
-    """
-    kinds = set(map(type, records))
-    if len(records) < _MANY or len(kinds) > 1:
-        return [_encode_one(record, stores_deadline=stores_deadline) for record in records]
-    (kind,) = kinds
-    if kind is Done or (kind is Held and not stores_deadline):
-        found: list[bytes | None] = []
-        for _, run in itertools.groupby(records, _HOLDERS[kind]):
-            found += _encode_run(list(run), kind)
-        return found
-    return [_encode_one(record, stores_deadline=stores_deadline) for record in records]
-
-
-def _encode_run(records: list[Any], kind: type[Held | Done]) -> Sequence[bytes]:
-    """Encode records of one holder, which mostly are alike."""
-    found = _encode_alike(records, kind) if len(records) >= _MANY else None
-    return list(map(encode, records)) if found is None else found
-
-
-def _encode_one(record: Record, *, stores_deadline: bool) -> bytes | None:
-    """Encode a record with all that it has."""
-    if record is None:
-        return None
-    if stores_deadline and isinstance(record, Held):
-        return encode(record, deadline_ns=record.deadline_ns)
-    return encode(record)
-
-
-def _encode_alike(records: Sequence[Any], kind: type[Held | Done]) -> list[bytes] | None:
-    """Encode records that differ in token and revision only, column by column.
-
-    These two stand at the same place in all records, and what is around them is that of the first.
-
-    Returns:
-        None if they differ in more.
-    """
-    columns = dict(zip(kind._fields, zip(*records), strict=True))  # noqa: B905 - all are of a kind
-    tokens, revisions = columns.pop("token"), columns.pop("revision")
-    columns.pop("deadline_ns", None)
-    count = len(records)
-    if any(column.count(column[0]) != count for column in columns.values()):
-        return None
-    raw = encode(records[0])
-    first, last = raw[: _START.size], raw[_START.size + _NUMBERS.size : -_CRC.size]
-    layout = struct.Struct(f">{len(first)}sQQ{len(last)}s")
-    bodies = list(
-        map(layout.pack, itertools.repeat(first), tokens, revisions, itertools.repeat(last))
-    )
-    return list(map(operator.add, bodies, map(_CRC.pack, map(zlib.crc32, bodies))))
+    return body + CRC.pack(zlib.crc32(body))
 
 
 def decode(raw: bytes, opened: Opened) -> Held | Failed | Done:
@@ -289,14 +224,14 @@ def decode(raw: bytes, opened: Opened) -> Held | Failed | Done:
         return codec_2021.to_record(_parse_2021(raw), *opened)
     if is_plain_done(raw):
         _, _, token, revision, since_wall_ns = _HEAD.unpack_from(raw)
-        owner = _owner_of(raw[_HEAD.size : -_CRC.size])
+        owner = _owner_of(raw[_HEAD.size : -CRC.size])
         if owner is not None:
             return Done(token, owner, since_wall_ns, revision=revision)
     kind = _own_kind(raw)
-    body = raw[: -_CRC.size]
-    if len(raw) < _HEAD.size + _CRC.size:
+    body = raw[: -CRC.size]
+    if len(raw) < _HEAD.size + CRC.size:
         raise CodecError(f"{len(raw)} bytes are too few")
-    if zlib.crc32(body) != _CRC.unpack_from(raw, len(body))[0]:
+    if zlib.crc32(body) != CRC.unpack_from(raw, len(body))[0]:
         raise CodecError("the checksum does not match")
     reader = _Reader(body)
     _, kind_flags, token, revision, since_wall_ns = reader.unpack(_HEAD)
@@ -321,7 +256,7 @@ def is_plain_done(raw: bytes) -> bool:
         len(raw) >= _MIN_RECORD_BYTES
         and raw[0] == _VERSION_BYTE
         and raw[1] == _DONE_KIND
-        and zlib.crc32(raw[: -_CRC.size]) == _CRC.unpack_from(raw, len(raw) - _CRC.size)[0]
+        and zlib.crc32(raw[: -CRC.size]) == CRC.unpack_from(raw, len(raw) - CRC.size)[0]
     )
 
 

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeAlias
 
-from distlock_server import codec
+from distlock_server import codec, codec_batch
 from distlock_server.codec import Kind
 from distlock_server.engines.base import Meta, Swap, encode_counter
 from distlock_server.group import ABSENT_SLOT, Change, Counters, Group, Slot
@@ -122,7 +122,7 @@ class _Planner:
             self.held[keys[0]] = Slot(after[0], before[0].raw)
             return True
         raws = list(map(_raw_of, before))
-        values = codec.encode_all(after, stores_deadline=self._stores_deadline)
+        values = codec_batch.encode_all(after, stores_deadline=self._stores_deadline)
         is_stored = values[0] != raws[0]
         was, now = _kind_before(before[0]), _KINDS[type(after[0])]
         marks = self._index_marks(change, was, now) if is_stored else ()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from distlock_server import codec, group, state
+from distlock_server import codec, codec_batch, group, state
 from distlock_server.engines.base import Meta
 from distlock_server.state import Answer, Outcome, Record, Stamp
 from distlock_server.store import Store
@@ -33,12 +33,12 @@ def wall_clock_for_expiry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def old_deadlines_after_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines are stored, and hold by the clock of the next boot."""
-    real = codec.encode_all
+    real = codec_batch.encode_all
 
     def encode_all(records: Sequence[Record], *, stores_deadline: bool) -> Sequence[bytes | None]:
         return real(records, stores_deadline=True)
 
-    monkeypatch.setattr(codec, "encode_all", encode_all)
+    monkeypatch.setattr(codec_batch, "encode_all", encode_all)
 
 
 def no_time_after_restart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from distlock_proto import legacy_pb2
-from distlock_server import codec
+from distlock_server import codec, codec_batch
 from distlock_server.codec import CodecError, Kind, Opened, decode, encode, kind_of
 from distlock_server.engines.base import SYSTEM_PREFIX
 from distlock_server.state import (
@@ -191,12 +191,12 @@ batches = st.one_of(
 def test_batch_has_the_bytes_of_single_records(batch: list[Record]) -> None:
     """What is taken over from the record before is right for the next one."""
     singly = [None if record is None else encode(record) for record in batch]
-    assert codec.encode_all(batch) == singly
+    assert codec_batch.encode_all(batch) == singly
     with_deadlines = [
         encode(record, deadline_ns=record.deadline_ns) if isinstance(record, Held) else raw
         for record, raw in zip(batch, singly, strict=True)
     ]
-    assert codec.encode_all(batch, stores_deadline=True) == with_deadlines
+    assert codec_batch.encode_all(batch, stores_deadline=True) == with_deadlines
 
 
 def test_done_key_is_small() -> None:

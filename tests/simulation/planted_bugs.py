@@ -17,7 +17,7 @@ from tests.simulation import bugs_of_disk, bugs_of_loops, bugs_of_rules, bugs_of
 from tests.simulation.history import BrokenPromiseError
 from tests.simulation.seeds import run_seeds
 
-MAX_SEEDS: Final = 600
+MAX_SEEDS: Final = 1_200
 """A planted bug must be found within so many seeds."""
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "simulation.md"

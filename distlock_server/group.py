@@ -161,7 +161,7 @@ class Group:
             slot = base.get(key)
             if slot is None or slot.raw is None or not is_plain_done(slot.raw):
                 return False
-        return self._kept.keys().isdisjoint(keys) and self._own.keys().isdisjoint(keys)
+        return self._are_untouched(keys)
 
     def note_done(self, keys: Sequence[bytes]) -> None:
         """Note that all of these keys are done, for when the block is asked for again."""
@@ -193,7 +193,7 @@ class Group:
         if len(set(keys)) != len(keys):
             return [False] * len(keys)
         found = [slot is ABSENT_SLOT for slot in map(self._base.get, keys)]
-        if self._kept.keys().isdisjoint(keys) and self._own.keys().isdisjoint(keys):
+        if self._are_untouched(keys):
             return found
         return [
             is_absent and key not in self._kept and key not in self._own
@@ -229,7 +229,7 @@ class Group:
             The records after, and the answer to each; None, and nothing is changed: this is to be
             asked one by one.
         """
-        if not (self._kept.keys().isdisjoint(keys) and self._own.keys().isdisjoint(keys)):
+        if not self._are_untouched(keys):
             return None
         slots = [slot for slot in map(self._base.get, keys) if slot is not None]
         if not keys or len(slots) != len(keys):
@@ -239,6 +239,10 @@ class Group:
             self._own.update(zip(keys, found[0], strict=True))
             self._next.revision += len(keys)
         return found
+
+    def _are_untouched(self, keys: Sequence[bytes]) -> bool:
+        """Tell whether no request of this group has changed any of these keys so far."""
+        return self._kept.keys().isdisjoint(keys) and self._own.keys().isdisjoint(keys)
 
     def _count(self, counters: Counters) -> None:
         """Go on from these numbers: the next change gets those behind them."""

@@ -202,3 +202,26 @@ def test_check_knows_spans(tmp_path: Path) -> None:
     complaints = verify(setup.engine, tmp_path).complaints
     assert len(complaints) == len(KEYS) - 1
     assert "the index lacks" in complaints[0]
+
+
+def test_a_damaged_entry_costs_only_itself(tmp_path: Path) -> None:
+    """The server starts with all that other entries name, and the check says what is wrong."""
+    setup, _ = claimed()
+    setup.store.write({codec.span_key(0)[:2] + b"short": b"\xff".join(KEYS)})
+    again = Setup(setup.store, setup.clock)
+    assert sorted(again.table.store.held) == KEYS
+    assert again.table.store.held_index.n_spans == 1
+    assert any("no entry of a span" in text for text in verify(again.engine, tmp_path).complaints)
+
+
+def test_a_damaged_record_keeps_its_span() -> None:
+    """It may be of the span: the entry stays until a start finds that nothing of it is left."""
+    setup, tokens = claimed()
+    setup.store.write({KEYS[0]: b"\x11\x01damaged" + bytes(40)})
+    again = Setup(setup.store, setup.clock)
+    assert sorted(again.table.store.held) == KEYS[1:]
+    for key in KEYS[1:]:
+        again.apply(key, state.Complete(ID, tokens[key]))
+    assert len(spans(again)) == 1
+    again.apply(KEYS[0], state.Reset(2**63))
+    assert spans(Setup(setup.store, setup.clock)) == []
